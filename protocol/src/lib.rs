@@ -1,1 +1,15 @@
+//! What crosses a process boundary in Spillway: the two shared pages, the session messages, sizes
+//! and limits. No IO happens here; both sides bring their own sockets and mappings.
+//!
+//! Everything in here may have been written by a hostile process. Readers therefore load a word
+//! once, check it, and clamp it; nothing is ever decoded into a closed enum without a check.
 
+pub mod limits;
+pub mod message;
+pub mod names;
+pub mod page;
+pub mod size;
+pub mod wire;
+
+pub use limits::*;
+pub use size::{Amount, SizeError, format_bytes, parse_amount};
