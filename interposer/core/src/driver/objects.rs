@@ -1,0 +1,134 @@
+//! What the loader has mapped: reading only, without allocation and without keeping anything loaded.
+
+use crate::table::Library;
+use core::ffi::{CStr, c_int, c_void};
+use core::ptr::null_mut;
+
+/// A loaded object, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The driver or NVML itself.
+    Driver(Library),
+    /// Another of NVIDIA's driver libraries.
+    Companion,
+    /// Anything else.
+    Other,
+}
+
+/// What the file called `path` is, by its name.
+fn kind(path: &[u8]) -> Object {
+    let file = path.iter().rposition(|&byte| byte == b'/').map_or(path, |slash| &path[slash + 1..]);
+    for library in [Library::CUDA, Library::NVML] {
+        if file.starts_with(library.file_prefix()) {
+            return Object::Driver(library);
+        }
+    }
+    if file.starts_with(b"libnvidia-") || file.starts_with(b"libcudadebugger.so") {
+        return Object::Companion;
+    }
+    Object::Other
+}
+
+struct Search {
+    address: usize,
+    found: Object,
+}
+
+/// The object that `address` lies in.
+#[must_use]
+pub fn object_of(address: *const ()) -> Object {
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
+        // SAFETY: the loader passes a valid description, and `data` is the `Search` below.
+        let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
+        // SAFETY: the loader's own program headers of a loaded object.
+        let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
+        let inside = headers.iter().any(|header| {
+            let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
+            header.p_type == libc::PT_LOAD && search.address.wrapping_sub(start) < header.p_memsz as usize
+        });
+        if inside && !info.dlpi_name.is_null() {
+            // SAFETY: the loader's name of the object, a C string.
+            search.found = kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes());
+        }
+        c_int::from(inside)
+    }
+    let mut search = Search { address: address as usize, found: Object::Other };
+    // SAFETY: `visit` runs only during this call, with the pointer given here.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
+    search.found
+}
+
+struct Wanted {
+    library: Library,
+    inside: *const c_void,
+}
+
+unsafe extern "C" {
+    fn dladdr1(address: *const c_void, info: *mut libc::Dl_info, extra: *mut *mut c_void, flags: c_int) -> c_int;
+}
+/// glibc's request for the object's link map, whose address is also its `dlopen` handle.
+const RTLD_DL_LINKMAP: c_int = 2;
+
+/// A handle of `library` if it is loaded already, without a reference of its own: for use at once, by a
+/// caller that knows nobody unloads it meanwhile. Null if it is not loaded.
+#[must_use]
+pub fn find_loaded(library: Library) -> *mut c_void {
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
+        // SAFETY: the loader passes a valid description, and `data` is the `Wanted` below.
+        let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Wanted>()) };
+        if info.dlpi_name.is_null() {
+            return 0;
+        }
+        // SAFETY: the loader's name of the object, a C string.
+        if kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes()) != Object::Driver(wanted.library) {
+            return 0;
+        }
+        // SAFETY: the loader's own program headers of a loaded object.
+        let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else { return 0 };
+        #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
+        let start = (info.dlpi_addr as usize).wrapping_add(load.p_vaddr as usize);
+        wanted.inside = start as *const c_void;
+        1
+    }
+    let mut wanted = Wanted { library, inside: core::ptr::null() };
+    // SAFETY: `visit` runs only during this call, with the pointer given here.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut wanted).cast()) };
+    if wanted.inside.is_null() {
+        return null_mut();
+    }
+    // SAFETY: all-zero is a valid Dl_info (four pointers).
+    let mut info: libc::Dl_info = unsafe { core::mem::zeroed() };
+    let mut map = null_mut();
+    // SAFETY: both results are valid for writing.
+    let found = unsafe { dladdr1(wanted.inside, &raw mut info, &raw mut map, RTLD_DL_LINKMAP) };
+    if found == 0 { null_mut() } else { map }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_told_apart_by_name() {
+        for (path, expected) in [
+            (&b"/usr/lib/x86_64-linux-gnu/libcuda.so.1"[..], Object::Driver(Library::CUDA)),
+            (b"libcuda.so.580.65.06", Object::Driver(Library::CUDA)),
+            (b"/usr/lib/libnvidia-ml.so.1", Object::Driver(Library::NVML)),
+            (b"/usr/lib/libnvidia-ptxjitcompiler.so.1", Object::Companion),
+            (b"/opt/libcudart.so.13", Object::Other),
+            (b"/opt/libcuda_wrapper.so", Object::Other),
+            (b"/opt/libcuda.so.1/plugin.so", Object::Other),
+            (b"", Object::Other),
+        ] {
+            assert_eq!(kind(path), expected, "{}", String::from_utf8_lossy(path));
+        }
+    }
+
+    #[test]
+    fn own_code_is_no_driver() {
+        assert_eq!(object_of(own_code_is_no_driver as *const ()), Object::Other);
+        assert_eq!(object_of(core::ptr::without_provenance(16)), Object::Other);
+    }
+}

@@ -1,0 +1,194 @@
+//! `cuGetProcAddress`: the real one answers, then its *answer* is mapped to our export.
+//!
+//! Choosing by name and version would hand a caller another signature sooner or later; an address is
+//! what it is. The map is built once from all rows of the table, by the real `dlsym` and by the real
+//! `cuGetProcAddress` with each row's exact version. Where several rows share an address (a driver may
+//! fold functions that only refuse), the one whose base name was asked for is taken; if none is, the
+//! answer stays the driver's.
+
+use super::Exports;
+use crate::driver::{Status, call, library};
+use crate::table::{Library, ROWS, Row};
+use core::ffi::{CStr, c_char, c_void};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+/// Where an entry point of the real driver is, and which row that is.
+type Known = (usize, usize);
+
+/// The map, sorted by address; null until built. Never freed.
+static MAP: AtomicPtr<Vec<Known>> = AtomicPtr::new(null_mut());
+
+/// `CU_GET_PROC_ADDRESS_DEFAULT`, `_LEGACY_STREAM`, `_PER_THREAD_DEFAULT_STREAM`.
+const DEFAULT: u64 = 0;
+const LEGACY_STREAM: u64 = 1;
+const PER_THREAD_DEFAULT_STREAM: u64 = 2;
+
+/// The exported `cuGetProcAddress_v2`.
+///
+/// # Safety
+/// The driver's own rules for this call.
+pub unsafe fn get_proc_address_v2(
+    exports: &'static Exports,
+    symbol: *const c_char,
+    function: *mut *mut c_void,
+    version: i32,
+    flags: u64,
+    found: *mut u32,
+) -> Status {
+    // SAFETY: the application's own arguments.
+    let status = unsafe { call::cuGetProcAddress_v2(symbol, function, version, flags, found) };
+    // SAFETY: the driver has accepted both pointers if it says success.
+    unsafe { substitute(exports, status, symbol, function) }
+}
+
+/// The exported `cuGetProcAddress`, as CUDA 11.3 to 11.8 called it.
+///
+/// # Safety
+/// The driver's own rules for this call.
+pub unsafe fn get_proc_address(
+    exports: &'static Exports,
+    symbol: *const c_char,
+    function: *mut *mut c_void,
+    version: i32,
+    flags: u64,
+) -> Status {
+    // SAFETY: the application's own arguments.
+    let status = unsafe { call::cuGetProcAddress(symbol, function, version, flags) };
+    // SAFETY: the driver has accepted both pointers if it says success.
+    unsafe { substitute(exports, status, symbol, function) }
+}
+
+/// # Safety
+/// After success `symbol` is a C string and `function` null or valid.
+unsafe fn substitute(
+    exports: &'static Exports,
+    status: Status,
+    symbol: *const c_char,
+    function: *mut *mut c_void,
+) -> Status {
+    if !status.is_success() || symbol.is_null() || function.is_null() {
+        return status;
+    }
+    // SAFETY: the caller's promise.
+    let (asked, real) = unsafe { (CStr::from_ptr(symbol), *function) };
+    if real.is_null() {
+        return status;
+    }
+    match find(map(), real as usize, asked) {
+        Some(row) => {
+            let export = exports.driver[row];
+            if !export.is_null() {
+                // SAFETY: as above.
+                unsafe { *function = export.cast_mut().cast() };
+            }
+        }
+        None => count_unknown(real as usize),
+    }
+    status
+}
+
+/// The row behind `address` that goes by the name `asked`.
+fn find(map: &[Known], address: usize, asked: &CStr) -> Option<usize> {
+    let first = map.partition_point(|&(known, _)| known < address);
+    map[first..]
+        .iter()
+        .take_while(|&&(known, _)| known == address)
+        .map(|&(_, row)| row)
+        .find(|&row| ROWS[row].base == asked || ROWS[row].symbol == asked)
+}
+
+fn map() -> &'static [Known] {
+    let mut known = MAP.load(Ordering::Acquire);
+    if known.is_null() {
+        let built = Box::into_raw(Box::new(build()));
+        // No lock: two threads may build, one wins; a forked child finds it whole or not at all.
+        known = match MAP.compare_exchange(null_mut(), built, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => built,
+            Err(theirs) => {
+                // SAFETY: made above, seen by nobody.
+                drop(unsafe { Box::from_raw(built) });
+                theirs
+            }
+        };
+    }
+    // SAFETY: published above, never freed or changed.
+    unsafe { &*known }
+}
+
+fn build() -> Vec<Known> {
+    let mut map = Vec::with_capacity(3 * ROWS.len());
+    for (index, row) in ROWS.iter().enumerate() {
+        let mut add = |address: *mut c_void| {
+            if !address.is_null() {
+                map.push((address as usize, index));
+            }
+        };
+        add(library::symbol(Library::CUDA, row.symbol));
+        if row.is_per_thread() {
+            add(ask(row, PER_THREAD_DEFAULT_STREAM));
+        } else {
+            add(ask(row, LEGACY_STREAM));
+            add(ask(row, DEFAULT));
+        }
+    }
+    map.sort_unstable();
+    map.dedup();
+    map
+}
+
+/// What the real `cuGetProcAddress` answers for the row's base name at its exact version.
+fn ask(row: &Row, flags: u64) -> *mut c_void {
+    let mut function = null_mut();
+    let mut found = 0;
+    let name = row.base.as_ptr();
+    // SAFETY: a C string and two valid results.
+    let mut status =
+        unsafe { call::cuGetProcAddress_v2(name, &raw mut function, row.version, flags, &raw mut found) };
+    if status == Status::missing(Library::CUDA) && function.is_null() {
+        // Either this name is not there, or the driver is older than the second version (12.0).
+        // SAFETY: as above.
+        status = unsafe { call::cuGetProcAddress(name, &raw mut function, row.version, flags) };
+    }
+    if status.is_success() { function } else { null_mut() }
+}
+
+/// Addresses that no row has, each once.
+static UNKNOWN: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
+
+fn count_unknown(address: usize) {
+    for word in &UNKNOWN {
+        match word.compare_exchange(0, address, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(known) if known == address => return,
+            Err(_) => {}
+        }
+    }
+}
+
+/// How many entry points the driver has handed out that the table does not know (at most 256 are told
+/// apart): a newer driver's, which pass through unseen.
+#[must_use]
+pub fn unknown_entry_points() -> usize {
+    UNKNOWN.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str) -> usize {
+        crate::table::find(name.as_bytes()).expect(name).0
+    }
+
+    #[test]
+    fn the_asked_name_decides_between_rows_of_one_address() {
+        let map = [(16, row("cuMemAlloc_v2")), (32, row("cuMemFree_v2")), (32, row("cuLaunchKernel"))];
+        assert_eq!(find(&map, 16, c"cuMemAlloc"), Some(row("cuMemAlloc_v2")));
+        assert_eq!(find(&map, 32, c"cuLaunchKernel"), Some(row("cuLaunchKernel")));
+        assert_eq!(find(&map, 32, c"cuMemFree"), Some(row("cuMemFree_v2")));
+        assert_eq!(find(&map, 32, c"cuCtxSynchronize"), None, "folded with others: not ours to replace");
+        assert_eq!(find(&map, 24, c"cuMemAlloc"), None);
+        assert_eq!(find(&[], 24, c"cuMemAlloc"), None);
+    }
+}
