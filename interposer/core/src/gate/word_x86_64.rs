@@ -60,24 +60,71 @@ pub unsafe fn depart(offset: isize) {
     unsafe { asm!("dec qword ptr fs:[{}]", in(reg) offset, options(nostack)) };
 }
 
+/// The function in a row's slot, read without a detour through the global offset table.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! load_slot {
+    (hot $name:ident) => {{
+        let real: *const ();
+        // SAFETY: reads the slot. Any value it holds, now or earlier, is a function of the row's signature.
+        unsafe {
+            core::arch::asm!(
+                "mov {real}, qword ptr [rip + {line} + {slot}]",
+                real = out(reg) real,
+                line = sym $crate::gate::LINE,
+                slot = const core::mem::offset_of!($crate::gate::Line, hot.$name),
+                options(nostack, preserves_flags, readonly),
+            );
+            core::mem::transmute::<*const (), $crate::table::sig::$name>(real)
+        }
+    }};
+    ($how:ident $name:ident) => {{
+        let real: *const ();
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!(
+                "mov {real}, qword ptr [rip + {slot}]",
+                real = out(reg) real,
+                slot = sym $crate::driver::slots::$name,
+                options(nostack, preserves_flags, readonly),
+            );
+            core::mem::transmute::<*const (), $crate::table::sig::$name>(real)
+        }
+    }};
+}
+
 /// The body of an exported function that forwards to its slot through the gate.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! gated_body {
     ($how:ident $name:ident ($($argument:ident),*)) => {{
-        let offset = $crate::gate::LINE.offset.load(core::sync::atomic::Ordering::Relaxed);
+        let offset: isize;
+        // SAFETY: reads the gate's offset.
+        unsafe {
+            core::arch::asm!(
+                "mov {offset}, qword ptr [rip + {line} + {at}]",
+                offset = out(reg) offset,
+                line = sym $crate::gate::LINE,
+                at = const core::mem::offset_of!($crate::gate::Line, offset),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
         if offset == 0 {
             // SAFETY: the same arguments.
             return unsafe { $crate::wrappers::unstarted::$name($($argument),*) };
         }
-        // SAFETY: `arrive` and the look at the sign in one; the offset is the gate's. `settle` in the
-        // slow function completes the entry that has begun.
+        // SAFETY: enters, then looks at the word's sign and at the state, in this order; loads are not
+        // moved before, as the block may touch memory. The slow function completes the entry.
         unsafe {
             core::arch::asm!(
                 "add qword ptr fs:[{offset}], {enter}",
                 "js {slow}",
+                "cmp dword ptr [rip + {line} + {at}], 0",
+                "jne {slow}",
                 offset = in(reg) offset,
                 enter = const $crate::gate::ENTER,
+                line = sym $crate::gate::LINE,
+                at = const core::mem::offset_of!($crate::gate::Line, state),
                 slow = label {
                     // SAFETY: the same arguments, and an entry has begun.
                     return unsafe { $crate::wrappers::slow::$name($($argument),*) };
@@ -85,12 +132,9 @@ macro_rules! gated_body {
                 options(nostack),
             );
         }
-        if $crate::gate::LINE.state.load(core::sync::atomic::Ordering::Acquire) != 0 {
-            // SAFETY: as above.
-            return unsafe { $crate::wrappers::slow::$name($($argument),*) };
-        }
-        // SAFETY: the slot has the function's own signature; the caller keeps the driver's rules.
-        let status = unsafe { $crate::slot_of!($how $name).get()($($argument),*) };
+        let real = $crate::load_slot!($how $name);
+        // SAFETY: a function of this signature; the caller keeps the driver's rules.
+        let status = unsafe { real($($argument),*) };
         // SAFETY: entered above.
         unsafe { $crate::gate::word::depart(offset) };
         status
