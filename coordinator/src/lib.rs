@@ -1,3 +1,5 @@
 //! The coordinator of one node: `spillwayd`, and what the `spillway` command shares with it.
 
+pub mod api;
+pub mod cli;
 pub mod model;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `spillway` command.
+
+fn main() -> std::process::ExitCode {
+    spillway_coordinator::cli::main()
+}
