@@ -6,8 +6,33 @@
 
 #[macro_use]
 pub mod table;
+pub mod config;
+mod deferred;
 pub mod driver;
 pub mod entry;
 pub mod gate;
+mod handles;
+mod heap;
 pub mod hooks;
+mod memory;
+mod pager;
+mod quota;
+mod runtime;
+mod say;
+mod session;
+mod vmm;
 pub mod wrappers;
+
+/// Subtracts from a figure that is reported; a slip in the books must not wrap around.
+fn take_off(figure: &std::sync::atomic::AtomicU64, bytes: u64) {
+    use std::sync::atomic::Ordering::SeqCst;
+    let _ = figure.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_sub(bytes)));
+}
+
+/// Locks one of our own mutexes. A panic while it was held has been caught and has detached the
+/// library; what it guards is plain bookkeeping, so going on is better than a second panic.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -32,11 +32,14 @@ macro_rules! custom_body {
 #[doc(hidden)]
 pub mod slow {
     #![allow(non_snake_case, reason = "named after the entry points")]
-    #![allow(clippy::missing_safety_doc, reason = "the driver's own rules for each call")]
+    #![allow(
+        clippy::missing_safety_doc,
+        reason = "the driver's own rules for each call"
+    )]
     #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
     use crate::driver::Status;
-    use crate::table::{CUipcMemHandle, CUmemLocation};
     use crate::gate;
+    use crate::table::{CUipcMemHandle, CUmemLocation};
     use core::ffi::{c_char, c_void};
 
     macro_rules! slow {
@@ -72,7 +75,10 @@ pub mod slow {
 #[doc(hidden)]
 pub mod unstarted {
     #![allow(non_snake_case, reason = "named after the entry points")]
-    #![allow(clippy::missing_safety_doc, reason = "the driver's own rules for each call")]
+    #![allow(
+        clippy::missing_safety_doc,
+        reason = "the driver's own rules for each call"
+    )]
     #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
     use crate::driver::Status;
     use crate::gate;

@@ -14,7 +14,7 @@ mod objects;
 mod slot;
 mod status;
 
-pub use objects::{find_loaded, object_of, Object};
+pub use objects::{Object, find_loaded, object_of};
 pub use slot::{Function, Slot};
 pub use status::Status;
 

@@ -17,7 +17,10 @@ pub enum Object {
 
 /// What the file called `path` is, by its name.
 fn kind(path: &[u8]) -> Object {
-    let file = path.iter().rposition(|&byte| byte == b'/').map_or(path, |slash| &path[slash + 1..]);
+    let file = path
+        .iter()
+        .rposition(|&byte| byte == b'/')
+        .map_or(path, |slash| &path[slash + 1..]);
     for library in [Library::CUDA, Library::NVML] {
         if file.starts_with(library.file_prefix()) {
             return Object::Driver(library);
@@ -37,15 +40,21 @@ struct Search {
 /// The object that `address` lies in.
 #[must_use]
 pub fn object_of(address: *const ()) -> Object {
-    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        data: *mut c_void,
+    ) -> c_int {
         // SAFETY: the loader passes a valid description, and `data` is the `Search` below.
         let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
         // SAFETY: the loader's own program headers of a loaded object.
-        let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let headers =
+            unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
         let inside = headers.iter().any(|header| {
             let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
-            header.p_type == libc::PT_LOAD && search.address.wrapping_sub(start) < header.p_memsz as usize
+            header.p_type == libc::PT_LOAD
+                && search.address.wrapping_sub(start) < header.p_memsz as usize
         });
         if inside && !info.dlpi_name.is_null() {
             // SAFETY: the loader's name of the object, a C string.
@@ -53,7 +62,10 @@ pub fn object_of(address: *const ()) -> Object {
         }
         c_int::from(inside)
     }
-    let mut search = Search { address: address as usize, found: Object::Other };
+    let mut search = Search {
+        address: address as usize,
+        found: Object::Other,
+    };
     // SAFETY: `visit` runs only during this call, with the pointer given here.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
     search.found
@@ -65,7 +77,12 @@ struct Wanted {
 }
 
 unsafe extern "C" {
-    fn dladdr1(address: *const c_void, info: *mut libc::Dl_info, extra: *mut *mut c_void, flags: c_int) -> c_int;
+    fn dladdr1(
+        address: *const c_void,
+        info: *mut libc::Dl_info,
+        extra: *mut *mut c_void,
+        flags: c_int,
+    ) -> c_int;
 }
 /// glibc's request for the object's link map, whose address is also its `dlopen` handle.
 const RTLD_DL_LINKMAP: c_int = 2;
@@ -74,25 +91,37 @@ const RTLD_DL_LINKMAP: c_int = 2;
 /// caller that knows nobody unloads it meanwhile. Null if it is not loaded.
 #[must_use]
 pub fn find_loaded(library: Library) -> *mut c_void {
-    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _size: usize, data: *mut c_void) -> c_int {
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        data: *mut c_void,
+    ) -> c_int {
         // SAFETY: the loader passes a valid description, and `data` is the `Wanted` below.
         let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Wanted>()) };
         if info.dlpi_name.is_null() {
             return 0;
         }
         // SAFETY: the loader's name of the object, a C string.
-        if kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes()) != Object::Driver(wanted.library) {
+        if kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes())
+            != Object::Driver(wanted.library)
+        {
             return 0;
         }
         // SAFETY: the loader's own program headers of a loaded object.
-        let headers = unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-        let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else { return 0 };
+        let headers =
+            unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else {
+            return 0;
+        };
         #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
         let start = (info.dlpi_addr as usize).wrapping_add(load.p_vaddr as usize);
         wanted.inside = start as *const c_void;
         1
     }
-    let mut wanted = Wanted { library, inside: core::ptr::null() };
+    let mut wanted = Wanted {
+        library,
+        inside: core::ptr::null(),
+    };
     // SAFETY: `visit` runs only during this call, with the pointer given here.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut wanted).cast()) };
     if wanted.inside.is_null() {
@@ -113,7 +142,10 @@ mod tests {
     #[test]
     fn files_are_told_apart_by_name() {
         for (path, expected) in [
-            (&b"/usr/lib/x86_64-linux-gnu/libcuda.so.1"[..], Object::Driver(Library::CUDA)),
+            (
+                &b"/usr/lib/x86_64-linux-gnu/libcuda.so.1"[..],
+                Object::Driver(Library::CUDA),
+            ),
             (b"libcuda.so.580.65.06", Object::Driver(Library::CUDA)),
             (b"/usr/lib/libnvidia-ml.so.1", Object::Driver(Library::NVML)),
             (b"/usr/lib/libnvidia-ptxjitcompiler.so.1", Object::Companion),

@@ -44,7 +44,10 @@ pub struct Slot<F> {
 impl<F> Slot<F> {
     /// A slot that holds `stub`, which must be a function of type `F`.
     pub(crate) const fn new(stub: *mut ()) -> Self {
-        Self { address: AtomicPtr::new(stub), function: PhantomData }
+        Self {
+            address: AtomicPtr::new(stub),
+            function: PhantomData,
+        }
     }
 }
 
@@ -56,6 +59,12 @@ impl<F: Function> Slot<F> {
         let address = self.address.load(Ordering::Relaxed);
         // SAFETY: the word holds a function of type F at all times (see `new` and `set`).
         unsafe { core::mem::transmute_copy::<*mut (), F>(&address) }
+    }
+
+    /// Holds `function` from now on, for a test that stands in for the driver.
+    #[cfg(feature = "testing")]
+    pub fn stand_in(&self, function: F) {
+        self.set(function);
     }
 
     /// Holds `function` from now on.

@@ -29,10 +29,16 @@ pub struct Answer {
 }
 
 impl Answer {
-    const REAL: Self = Self { decided: 0, address: core::ptr::null() };
+    const REAL: Self = Self {
+        decided: 0,
+        address: core::ptr::null(),
+    };
 
     const fn address(address: *const c_void) -> Self {
-        Self { decided: 1, address }
+        Self {
+            decided: 1,
+            address,
+        }
     }
 }
 
@@ -48,11 +54,15 @@ pub unsafe extern "C" fn lookup(
 ) -> Answer {
     // SAFETY: the caller's promise.
     let symbol = unsafe { CStr::from_ptr(name) };
-    let Some((row, export)) = exports.find(symbol) else { return Answer::REAL };
+    let Some((row, export)) = exports.find(symbol) else {
+        return Answer::REAL;
+    };
     if object_of(caller) != Object::Other {
         return Answer::REAL;
     }
-    let Some(dlsym) = real_dlsym() else { return Answer::REAL };
+    let Some(dlsym) = real_dlsym() else {
+        return Answer::REAL;
+    };
     let export = export.cast::<c_void>();
     // SAFETY: the application's own arguments, or constants, and a C string.
     let ask = |handle| unsafe { dlsym(handle, name) }.cast_const();
@@ -98,7 +108,11 @@ fn of(address: *const c_void, row: &Row) -> Found {
 
 /// The export if the driver is loaded anywhere and has the function. Otherwise null, with `dlerror` set
 /// by the question that found nothing.
-fn if_loaded(row: &Row, export: *const c_void, ask: impl Fn(*mut c_void) -> *const c_void) -> Answer {
+fn if_loaded(
+    row: &Row,
+    export: *const c_void,
+    ask: impl Fn(*mut c_void) -> *const c_void,
+) -> Answer {
     let loaded = find_loaded(row.library);
     if loaded.is_null() || ask(loaded).is_null() {
         return Answer::address(null_mut());

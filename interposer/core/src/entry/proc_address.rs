@@ -143,14 +143,19 @@ fn ask(row: &Row, flags: u64) -> *mut c_void {
     let mut found = 0;
     let name = row.base.as_ptr();
     // SAFETY: a C string and two valid results.
-    let mut status =
-        unsafe { call::cuGetProcAddress_v2(name, &raw mut function, row.version, flags, &raw mut found) };
+    let mut status = unsafe {
+        call::cuGetProcAddress_v2(name, &raw mut function, row.version, flags, &raw mut found)
+    };
     if status == Status::missing(Library::CUDA) && function.is_null() {
         // Either this name is not there, or the driver is older than the second version (12.0).
         // SAFETY: as above.
         status = unsafe { call::cuGetProcAddress(name, &raw mut function, row.version, flags) };
     }
-    if status.is_success() { function } else { null_mut() }
+    if status.is_success() {
+        function
+    } else {
+        null_mut()
+    }
 }
 
 /// Addresses that no row has, each once.
@@ -170,7 +175,10 @@ fn count_unknown(address: usize) {
 /// apart): a newer driver's, which pass through unseen.
 #[must_use]
 pub fn unknown_entry_points() -> usize {
-    UNKNOWN.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count()
+    UNKNOWN
+        .iter()
+        .filter(|word| word.load(Ordering::Relaxed) != 0)
+        .count()
 }
 
 #[cfg(test)]
@@ -183,11 +191,22 @@ mod tests {
 
     #[test]
     fn the_asked_name_decides_between_rows_of_one_address() {
-        let map = [(16, row("cuMemAlloc_v2")), (32, row("cuMemFree_v2")), (32, row("cuLaunchKernel"))];
+        let map = [
+            (16, row("cuMemAlloc_v2")),
+            (32, row("cuMemFree_v2")),
+            (32, row("cuLaunchKernel")),
+        ];
         assert_eq!(find(&map, 16, c"cuMemAlloc"), Some(row("cuMemAlloc_v2")));
-        assert_eq!(find(&map, 32, c"cuLaunchKernel"), Some(row("cuLaunchKernel")));
+        assert_eq!(
+            find(&map, 32, c"cuLaunchKernel"),
+            Some(row("cuLaunchKernel"))
+        );
         assert_eq!(find(&map, 32, c"cuMemFree"), Some(row("cuMemFree_v2")));
-        assert_eq!(find(&map, 32, c"cuCtxSynchronize"), None, "folded with others: not ours to replace");
+        assert_eq!(
+            find(&map, 32, c"cuCtxSynchronize"),
+            None,
+            "folded with others: not ours to replace"
+        );
         assert_eq!(find(&map, 24, c"cuMemAlloc"), None);
         assert_eq!(find(&[], 24, c"cuMemAlloc"), None);
     }

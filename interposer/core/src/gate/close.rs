@@ -42,14 +42,20 @@ impl fmt::Display for CloseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy { stuck, late } => {
-                write!(f, "{} threads are still inside a CUDA call", stuck.len() as u64 + late)?;
+                write!(
+                    f,
+                    "{} threads are still inside a CUDA call",
+                    stuck.len() as u64 + late
+                )?;
                 for thread in stuck.iter().take(8) {
                     write!(f, ", {} ({})", thread.tid, thread.name)?;
                 }
                 Ok(())
             }
             Self::AlreadyClosed => f.write_str("the gate is closed already"),
-            Self::NoBarrier => f.write_str("the kernel refuses membarrier since this process started using it"),
+            Self::NoBarrier => {
+                f.write_str("the kernel refuses membarrier since this process started using it")
+            }
         }
     }
 }
@@ -63,6 +69,26 @@ impl std::error::Error for CloseError {}
 /// # Errors
 /// See [`CloseError`]; the gate is open then, except for `AlreadyClosed`, where it is another closer's.
 pub fn close(deadline: Duration) -> Result<(), CloseError> {
+    close_with(deadline, barrier::everywhere)
+}
+
+/// [`close`] with its barrier left out: wrong on purpose, to see that the test of the barrier can fail.
+///
+/// # Errors
+/// As [`close`].
+#[cfg(feature = "testing")]
+pub fn close_without_barrier(deadline: Duration) -> Result<(), CloseError> {
+    close_with(deadline, || true)
+}
+
+/// As if the kernel had no `membarrier`.
+#[cfg(feature = "testing")]
+pub fn pretend_no_membarrier() {
+    start();
+    LINE.state.fetch_or(FENCED, Ordering::SeqCst);
+}
+
+fn close_with(deadline: Duration, barrier: impl FnOnce() -> bool) -> Result<(), CloseError> {
     start();
     if CLOSER.swap(true, Ordering::Acquire) {
         return Err(CloseError::AlreadyClosed);
@@ -71,7 +97,7 @@ pub fn close(deadline: Duration) -> Result<(), CloseError> {
     let before = LINE.state.fetch_or(CLOSED, Ordering::SeqCst);
     if before & FENCED != 0 {
         fence(Ordering::SeqCst);
-    } else if !barrier::everywhere() {
+    } else if !barrier() {
         open();
         return Err(CloseError::NoBarrier);
     }
@@ -115,11 +141,18 @@ fn busy() -> CloseError {
     let stuck = tids[..count]
         .iter()
         .map(|&tid| {
-            let name = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
-            Stuck { tid, name: name.trim_end().to_owned() }
+            let name =
+                std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
+            Stuck {
+                tid,
+                name: name.trim_end().to_owned(),
+            }
         })
         .collect();
-    CloseError::Busy { stuck, late: LATE_INSIDE.load(Ordering::SeqCst) }
+    CloseError::Busy {
+        stuck,
+        late: LATE_INSIDE.load(Ordering::SeqCst),
+    }
 }
 
 /// Opens the gate and wakes all who wait: the last thing to do after a swap. Does nothing if it is open.

@@ -21,7 +21,11 @@ impl Lock {
 
     /// As [`Lock::lock`], without a guard: the fork handlers lock and unlock in different functions.
     pub(super) fn acquire(&self) {
-        if self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        if self
+            .0
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
             return;
         }
         while self.0.swap(2, Ordering::Acquire) != 0 {
@@ -68,7 +72,14 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32) {
 pub(crate) fn futex_wake(word: &AtomicU32, count: i32) {
     let errno = Errno::save();
     // SAFETY: a live aligned word.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            count,
+        )
+    };
     errno.restore();
 }
 

@@ -29,8 +29,6 @@ mod registry;
 mod slow;
 mod start;
 mod stats;
-#[cfg(test)]
-mod tests;
 #[cfg(not(all(target_arch = "x86_64", not(feature = "portable-gate"))))]
 #[path = "word_portable.rs"]
 pub mod word;
@@ -39,6 +37,8 @@ pub mod word;
 pub mod word;
 
 pub use close::{CloseError, Stuck, close, is_closed, open};
+#[cfg(feature = "testing")]
+pub use close::{close_without_barrier, pretend_no_membarrier};
 pub use fork::set_on_fork_child;
 pub use line::{CLOSED, FENCED, Hot, LINE, Line};
 pub use registry::{exempt_current_thread, inside_threads};

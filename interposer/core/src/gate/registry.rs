@@ -39,7 +39,10 @@ impl Thread {
     }
 }
 
-const _: () = assert!(size_of::<Thread>() == 64, "a cache line of its own, as large as the symbol");
+const _: () = assert!(
+    size_of::<Thread>() == 64,
+    "a cache line of its own, as large as the symbol"
+);
 
 pub(super) static LOCK: Lock = Lock::new();
 /// The first registered thread. Links are only touched under the lock.
@@ -78,7 +81,9 @@ pub(super) fn register(thread: &'static Thread) {
         return;
     }
     // SAFETY: no arguments.
-    thread.tid.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+    thread
+        .tid
+        .store(unsafe { libc::gettid() }, Ordering::Relaxed);
     let _held = LOCK.lock();
     let head = HEAD.load(Ordering::Relaxed);
     thread.previous.store(null_mut(), Ordering::Relaxed);
@@ -158,7 +163,9 @@ pub fn exempt_current_thread() {
         }
     }
     // A depth that never ends: every call of this thread is nested. Not registered, so nobody waits.
-    thread.word.store(ENTER.cast_unsigned() & DEPTH, Ordering::Relaxed);
+    thread
+        .word
+        .store(ENTER.cast_unsigned() & DEPTH, Ordering::Relaxed);
 }
 
 /// In a forked child: only the calling thread is left. Call with the lock held.
@@ -174,11 +181,20 @@ pub(super) fn keep_only_current() {
         listed |= core::ptr::eq(other, thread);
         next = other.next.load(Ordering::Relaxed);
     }
-    HEAD.store(if listed { core::ptr::from_ref(thread).cast_mut() } else { null_mut() }, Ordering::Relaxed);
+    HEAD.store(
+        if listed {
+            core::ptr::from_ref(thread).cast_mut()
+        } else {
+            null_mut()
+        },
+        Ordering::Relaxed,
+    );
     if listed {
         thread.next.store(null_mut(), Ordering::Relaxed);
         thread.previous.store(null_mut(), Ordering::Relaxed);
         // SAFETY: no arguments.
-        thread.tid.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+        thread
+            .tid
+            .store(unsafe { libc::gettid() }, Ordering::Relaxed);
     }
 }

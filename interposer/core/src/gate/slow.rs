@@ -122,8 +122,15 @@ pub fn enter() -> Inside {
     unsafe { word::arrive(offset) };
     let thread: &Thread = registry::current();
     let slow = thread.word.load(Ordering::Relaxed) & SLOW != 0;
-    let pass = if slow || LINE.state.load(Ordering::Acquire) != 0 { settle() } else { Pass { late: false } };
-    Inside { pass, here: PhantomData }
+    let pass = if slow || LINE.state.load(Ordering::Acquire) != 0 {
+        settle()
+    } else {
+        Pass { late: false }
+    };
+    Inside {
+        pass,
+        here: PhantomData,
+    }
 }
 
 impl Inside {

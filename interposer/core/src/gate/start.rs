@@ -17,7 +17,10 @@ pub fn start() {
         let holder = STARTING.load(Ordering::Relaxed);
         if holder == own {
             futex_wait(&STARTING, holder);
-        } else if STARTING.compare_exchange(holder, own, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+        } else if STARTING
+            .compare_exchange(holder, own, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
             if LINE.offset.load(Ordering::Acquire) == 0 {
                 registry::make_key();
                 fork::install();

@@ -49,7 +49,10 @@ pub(super) fn wait_begins() {
 pub(super) fn wait_ends(waited: Duration) {
     WAITING.fetch_sub(1, Ordering::SeqCst);
     WAITS.fetch_add(1, Ordering::Relaxed);
-    WAITED_NS.fetch_add(u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    WAITED_NS.fetch_add(
+        u64::try_from(waited.as_nanos()).unwrap_or(u64::MAX),
+        Ordering::Relaxed,
+    );
 }
 
 /// In a forked child: those who waited are gone.

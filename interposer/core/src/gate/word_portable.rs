@@ -30,7 +30,9 @@ pub(super) fn current() -> *const Thread {
 pub unsafe fn arrive(_offset: isize) {
     THREAD.with(|thread| {
         let word = thread.word.load(Ordering::Relaxed);
-        thread.word.store(word.wrapping_add_signed(super::ENTER), Ordering::Relaxed);
+        thread
+            .word
+            .store(word.wrapping_add_signed(super::ENTER), Ordering::Relaxed);
     });
     compiler_fence(Ordering::SeqCst);
 }

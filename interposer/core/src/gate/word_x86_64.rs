@@ -36,7 +36,9 @@ pub(super) fn offset() -> isize {
 pub(super) fn current() -> *const Thread {
     let base: usize;
     // SAFETY: the first word at fs is the thread pointer itself, by the ABI.
-    unsafe { asm!("mov {}, qword ptr fs:[0]", out(reg) base, options(nostack, preserves_flags, readonly, pure)) };
+    unsafe {
+        asm!("mov {}, qword ptr fs:[0]", out(reg) base, options(nostack, preserves_flags, readonly, pure))
+    };
     base.wrapping_add_signed(offset()) as *const Thread
 }
 
@@ -47,7 +49,9 @@ pub(super) fn current() -> *const Thread {
 #[inline(always)]
 pub unsafe fn arrive(offset: isize) {
     // SAFETY: the thread's own word. Without `nomem` this also keeps later loads after it.
-    unsafe { asm!("add qword ptr fs:[{}], {}", in(reg) offset, const super::ENTER, options(nostack)) };
+    unsafe {
+        asm!("add qword ptr fs:[{}], {}", in(reg) offset, const super::ENTER, options(nostack))
+    };
 }
 
 /// Leaves.

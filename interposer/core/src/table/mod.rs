@@ -189,7 +189,13 @@ pub mod sig {
 /// The row with exactly this exported name.
 #[must_use]
 pub fn find(name: &[u8]) -> Option<(usize, &'static Row)> {
-    let rows = if name.starts_with(b"nvml") { NVML_ROWS } else { ROWS };
-    let index = rows.binary_search_by(|row| row.name.as_bytes().cmp(name)).ok()?;
+    let rows = if name.starts_with(b"nvml") {
+        NVML_ROWS
+    } else {
+        ROWS
+    };
+    let index = rows
+        .binary_search_by(|row| row.name.as_bytes().cmp(name))
+        .ok()?;
     Some((index, &rows[index]))
 }

@@ -395,7 +395,7 @@ macro_rules! driver_rows {
             slot none cuMemHostRegister_v2 = cuMemHostRegister 6050 [host maps] (p: *mut c_void, bytesize: usize, Flags: u32);
             slot none cuMemHostUnregister = cuMemHostUnregister 4000 [frees maps] (p: *mut c_void);
             gated needs_residency cuMemImportFromShareableHandle = cuMemImportFromShareableHandle 10020 [shares] (handle: *mut u64, osHandle: *mut c_void, shHandleType: u32);
-            slot maps cuMemMap = cuMemMap 10020 [] (ptr: u64, size: usize, offset: usize, handle: u64, flags: u64);
+            custom maps cuMemMap = cuMemMap 10020 [] (ptr: u64, size: usize, offset: usize, handle: u64, flags: u64);
             gated submits cuMemMapArrayAsync = cuMemMapArrayAsync 11010 [maps] (mapInfoList: *mut c_void, count: u32, hStream: *mut c_void);
             gated submits cuMemMapArrayAsync_ptsz = cuMemMapArrayAsync 11010 [ptsz maps] (mapInfoList: *mut c_void, count: u32, hStream: *mut c_void);
             slot none cuMemPoolCreate = cuMemPoolCreate 11020 [takes] (pool: *mut *mut c_void, poolProps: *const c_void);
@@ -421,7 +421,7 @@ macro_rules! driver_rows {
             custom maps cuMemRetainAllocationHandle = cuMemRetainAllocationHandle 11000 [] (handle: *mut u64, addr: *mut c_void);
             slot maps cuMemSetAccess = cuMemSetAccess 10020 [] (ptr: u64, size: usize, desc: *const c_void, count: usize);
             off maps cuMemSetMemPool = cuMemSetMemPool 13000 [] (location: *mut c_void, type_: u32, pool: *mut c_void);
-            slot maps cuMemUnmap = cuMemUnmap 10020 [] (ptr: u64, size: usize);
+            custom maps cuMemUnmap = cuMemUnmap 10020 [] (ptr: u64, size: usize);
             gated submits cuMemcpy = cuMemcpy 4000 [] (dst: u64, src: u64, ByteCount: usize);
             gated submits cuMemcpy2D = cuMemcpy2D 2000 [legacy] (pCopy: *const c_void);
             gated submits cuMemcpy2DAsync = cuMemcpy2DAsync 2000 [legacy] (pCopy: *const c_void, hStream: *mut c_void);

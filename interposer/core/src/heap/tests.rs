@@ -1,0 +1,112 @@
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+fn block(base: u64, bytes: u64, context: usize) -> Block {
+    let chunk = Chunk {
+        offset: 0,
+        bytes,
+        handle: base + 1,
+        host: Vec::new(),
+    };
+    Block::new(base, 0, context, true, vec![chunk])
+}
+
+#[test]
+fn a_large_allocation_is_its_block() {
+    let mut heap = Heap::default();
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 3 * MIB, false);
+    let alloc = heap.find(1 << 30).unwrap();
+    assert_eq!((alloc.bytes, alloc.place), (3 * MIB, Place::Own));
+    assert_eq!(heap.containing((1 << 30) + 3 * MIB - 1), Some(alloc));
+    assert_eq!(heap.containing((1 << 30) + 3 * MIB), None);
+    assert_eq!(heap.containing((1 << 30) - 1), None);
+    let taken = heap.take(1 << 30).unwrap();
+    assert_eq!(heap.find(1 << 30), None, "a double free finds nothing");
+    assert_eq!(heap.give_back(&taken).unwrap().bytes, 4 * MIB);
+    assert_eq!(heap.pageable_bytes(), 0);
+}
+
+#[test]
+fn small_allocations_share_slabs_of_their_own_context() {
+    let mut heap = Heap::default();
+    assert_eq!(heap.carve(1, 100, false), None);
+    heap.add_slab(block(1 << 30, 2 * MIB, 1).into_slab());
+    let a = heap.carve(1, 100, false).unwrap();
+    let b = heap.carve(1, 100, false).unwrap();
+    assert_ne!(a, b);
+    assert_eq!(
+        heap.carve(2, 100, false),
+        None,
+        "another context's slab is not ours"
+    );
+    assert_eq!(heap.spare_bytes(0), 0);
+    for ptr in [a, b] {
+        let taken = heap.take(ptr).unwrap();
+        assert!(heap.give_back(&taken).is_none(), "one empty slab is kept");
+    }
+    assert_eq!(heap.spare_bytes(0), 2 * MIB);
+    assert_eq!(heap.take_empty_slabs(0).len(), 1);
+    assert_eq!(heap.spare_bytes(0), 0);
+}
+
+#[test]
+fn the_second_empty_slab_is_released() {
+    let mut heap = Heap::default();
+    heap.add_slab(block(1 << 30, 2 * MIB, 1).into_slab());
+    heap.add_slab(block(2 << 30, 2 * MIB, 1).into_slab());
+    let ptrs: Vec<u64> = (0..4)
+        .map(|_| heap.carve(1, MIB - 512, false).unwrap())
+        .collect();
+    let released: usize = ptrs
+        .iter()
+        .filter_map(|&ptr| {
+            let taken = heap.take(ptr).unwrap();
+            heap.give_back(&taken)
+        })
+        .count();
+    assert_eq!(released, 1);
+}
+
+#[test]
+fn a_free_during_a_move_waits_for_its_end() {
+    let mut heap = Heap::default();
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, false);
+    heap.add_own(block(2 << 30, 4 * MIB, 1), 4 * MIB, false);
+    let moved = heap.begin_move();
+    assert_eq!(moved.len(), 2);
+    let taken = heap.take(1 << 30).unwrap();
+    assert!(heap.give_back(&taken).is_none());
+    assert!(heap.take_empty_slabs(0).is_empty());
+    let dead = heap.end_move(moved);
+    assert_eq!(dead.len(), 1);
+    assert_eq!(
+        dead[0].chunks[0].handle,
+        (1 << 30) + 1,
+        "with its chunks, to be released"
+    );
+    assert_eq!(heap.pageable_bytes(), 4 * MIB);
+}
+
+#[test]
+fn pinned_blocks_do_not_move() {
+    let mut heap = Heap::default();
+    let mut pinned = block(1 << 30, 4 * MIB, 1);
+    pinned.pageable = false;
+    heap.add_own(pinned, 4 * MIB, false);
+    assert!(heap.begin_move().is_empty());
+}
+
+#[test]
+fn a_context_takes_all_its_memory_along() {
+    let mut heap = Heap::default();
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, false);
+    heap.add_slab(block(2 << 30, 2 * MIB, 1).into_slab());
+    heap.carve(1, 5, true).unwrap();
+    heap.add_driver(77, 5, 0, 1, false);
+    heap.add_own(block(3 << 30, 4 * MIB, 2), 4 * MIB, false);
+    let (blocks, allocs) = heap.take_context(1);
+    assert_eq!((blocks.len(), allocs.len()), (2, 3));
+    assert!(heap.find(3 << 30).is_some());
+    assert_eq!(heap.carve(1, 5, true), None);
+}

@@ -1,0 +1,403 @@
+//! Contexts, streams, captures and peer access: what is watched so that a drain knows what to wait
+//! for, and that a destroyed context takes its memory along.
+
+use core::ffi::c_void;
+
+use crate::driver::{Status, call};
+use crate::gate;
+use crate::lock;
+use crate::runtime::{self, Runtime};
+use crate::table::sig;
+use crate::vmm;
+
+use super::limited;
+
+pub unsafe fn cuInit(real: sig::cuInit, Flags: u32) -> Status {
+    // SAFETY: the application's own call.
+    let status = unsafe { real(Flags) };
+    if !status.is_success() {
+        return status;
+    }
+    match runtime::start() {
+        Ok(()) => Status::SUCCESS,
+        Err(failure) => failure.0,
+    }
+}
+
+/// Makes a context inside the gate, notes it, and has its overhead measured.
+unsafe fn create(out: *mut *mut c_void, dev: i32, make: impl FnOnce() -> Status) -> Status {
+    let Some(runtime) = limited() else {
+        return make();
+    };
+    let inside = gate::enter();
+    let status = make();
+    drop(inside);
+    if status.is_success() && !out.is_null() {
+        // SAFETY: checked against null, written by the driver.
+        let context = unsafe { *out } as usize;
+        if let Some(device) = runtime.device_index(dev) {
+            lock(&runtime.contexts).add(context, device, false);
+        }
+        measure(runtime);
+    }
+    status
+}
+
+/// Has the coordinator measure what the driver took for itself.
+fn measure(runtime: &Runtime) {
+    if let Some(session) = &runtime.session {
+        session.refresh(true);
+    }
+}
+
+pub unsafe fn cuCtxCreate(
+    real: sig::cuCtxCreate,
+    pctx: *mut *mut c_void,
+    flags: u32,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create(pctx, dev, || real(pctx, flags, dev)) }
+}
+
+pub unsafe fn cuCtxCreate_v2(
+    real: sig::cuCtxCreate_v2,
+    pctx: *mut *mut c_void,
+    flags: u32,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create(pctx, dev, || real(pctx, flags, dev)) }
+}
+
+pub unsafe fn cuCtxCreate_v3(
+    real: sig::cuCtxCreate_v3,
+    pctx: *mut *mut c_void,
+    paramsArray: *mut c_void,
+    numParams: i32,
+    flags: u32,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create(pctx, dev, || real(pctx, paramsArray, numParams, flags, dev)) }
+}
+
+pub unsafe fn cuCtxCreate_v4(
+    real: sig::cuCtxCreate_v4,
+    pctx: *mut *mut c_void,
+    ctxCreateParams: *mut c_void,
+    flags: u32,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create(pctx, dev, || real(pctx, ctxCreateParams, flags, dev)) }
+}
+
+pub unsafe fn cuDevicePrimaryCtxRetain(
+    real: sig::cuDevicePrimaryCtxRetain,
+    pctx: *mut *mut c_void,
+    dev: i32,
+) -> Status {
+    let Some(runtime) = limited() else {
+        // SAFETY: the application's own call.
+        return unsafe { real(pctx, dev) };
+    };
+    let device = runtime.device_index(dev);
+    let known = device.is_some_and(|d| lock(&runtime.contexts).primary_of(d).is_some());
+    // Only the first one takes device memory; the others must not wait while swapped out.
+    let inside = (!known).then(gate::enter);
+    // SAFETY: the application's own call.
+    let status = unsafe { real(pctx, dev) };
+    drop(inside);
+    if let (true, false, Some(device), false) = (status.is_success(), known, device, pctx.is_null())
+    {
+        // SAFETY: checked against null, written by the driver.
+        lock(&runtime.contexts).add(unsafe { *pctx } as usize, device, true);
+        measure(runtime);
+    }
+    status
+}
+
+/// Ends a context: waits for a running swap, lets the driver destroy, and lets go of its memory if
+/// `gone` says so. Never waits at the gate and never restores.
+fn teardown(
+    context: Option<usize>,
+    destroy: impl FnOnce() -> Status,
+    gone: impl FnOnce() -> bool,
+) -> Status {
+    let Some(runtime) = limited() else {
+        return destroy();
+    };
+    runtime.teardown_begun();
+    let status = destroy();
+    if let (true, Some(context)) = (status.is_success(), context)
+        && gone()
+    {
+        runtime.context_gone(context);
+    }
+    runtime.teardown_ended();
+    status
+}
+
+pub unsafe fn cuCtxDestroy_v2(real: sig::cuCtxDestroy_v2, ctx: *mut c_void) -> Status {
+    // SAFETY: the application's own call.
+    teardown(Some(ctx as usize), || unsafe { real(ctx) }, || true)
+}
+
+pub unsafe fn cuCtxDestroy(real: sig::cuCtxDestroy, ctx: *mut c_void) -> Status {
+    // SAFETY: the application's own call.
+    teardown(Some(ctx as usize), || unsafe { real(ctx) }, || true)
+}
+
+pub unsafe fn cuCtxDetach(real: sig::cuCtxDetach, ctx: *mut c_void) -> Status {
+    let gone = || {
+        let mut version = 0;
+        // SAFETY: the driver refuses a context that is gone, and fills one integer otherwise.
+        !unsafe { call::cuCtxGetApiVersion(ctx, &raw mut version) }.is_success()
+    };
+    // SAFETY: the application's own call.
+    teardown(Some(ctx as usize), || unsafe { real(ctx) }, gone)
+}
+
+fn primary(dev: i32) -> Option<usize> {
+    let runtime = limited()?;
+    let device = runtime.device_index(dev)?;
+    lock(&runtime.contexts).primary_of(device)
+}
+
+fn primary_inactive(dev: i32) -> bool {
+    let (mut flags, mut active) = (0, 1);
+    // SAFETY: the driver fills two integers.
+    let status = unsafe { call::cuDevicePrimaryCtxGetState(dev, &raw mut flags, &raw mut active) };
+    status.is_success() && active == 0
+}
+
+pub unsafe fn cuDevicePrimaryCtxRelease_v2(
+    real: sig::cuDevicePrimaryCtxRelease_v2,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    teardown(
+        primary(dev),
+        || unsafe { real(dev) },
+        || primary_inactive(dev),
+    )
+}
+
+pub unsafe fn cuDevicePrimaryCtxRelease(real: sig::cuDevicePrimaryCtxRelease, dev: i32) -> Status {
+    // SAFETY: the application's own call.
+    teardown(
+        primary(dev),
+        || unsafe { real(dev) },
+        || primary_inactive(dev),
+    )
+}
+
+pub unsafe fn cuDevicePrimaryCtxReset_v2(
+    real: sig::cuDevicePrimaryCtxReset_v2,
+    dev: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    teardown(primary(dev), || unsafe { real(dev) }, || true)
+}
+
+pub unsafe fn cuDevicePrimaryCtxReset(real: sig::cuDevicePrimaryCtxReset, dev: i32) -> Status {
+    // SAFETY: the application's own call.
+    teardown(primary(dev), || unsafe { real(dev) }, || true)
+}
+
+/// Makes a stream inside the gate (it takes a little device memory) and notes it.
+unsafe fn create_stream(out: *mut *mut c_void, make: impl FnOnce() -> Status) -> Status {
+    let Some(runtime) = limited() else {
+        return make();
+    };
+    let inside = gate::enter();
+    let status = make();
+    if status.is_success()
+        && !out.is_null()
+        && let Ok((context, _)) = runtime.current()
+    {
+        // SAFETY: checked against null, written by the driver.
+        lock(&runtime.contexts).add_stream(context, unsafe { *out } as usize);
+    }
+    drop(inside);
+    status
+}
+
+pub unsafe fn cuStreamCreate(
+    real: sig::cuStreamCreate,
+    phStream: *mut *mut c_void,
+    Flags: u32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create_stream(phStream, || real(phStream, Flags)) }
+}
+
+pub unsafe fn cuStreamCreateWithPriority(
+    real: sig::cuStreamCreateWithPriority,
+    phStream: *mut *mut c_void,
+    flags: u32,
+    priority: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create_stream(phStream, || real(phStream, flags, priority)) }
+}
+
+pub unsafe fn cuGreenCtxStreamCreate(
+    real: sig::cuGreenCtxStreamCreate,
+    phStream: *mut *mut c_void,
+    greenCtx: *mut c_void,
+    flags: u32,
+    priority: i32,
+) -> Status {
+    // SAFETY: the application's own call.
+    unsafe { create_stream(phStream, || real(phStream, greenCtx, flags, priority)) }
+}
+
+fn destroy_stream(stream: *mut c_void, destroy: impl FnOnce() -> Status) -> Status {
+    let status = destroy();
+    if let (true, Some(runtime)) = (status.is_success(), limited()) {
+        lock(&runtime.contexts).remove_stream(stream as usize);
+        runtime.forget_stream(stream as usize);
+    }
+    status
+}
+
+pub unsafe fn cuStreamDestroy_v2(real: sig::cuStreamDestroy_v2, hStream: *mut c_void) -> Status {
+    // SAFETY: the application's own call.
+    destroy_stream(hStream, || unsafe { real(hStream) })
+}
+
+pub unsafe fn cuStreamDestroy(real: sig::cuStreamDestroy, hStream: *mut c_void) -> Status {
+    // SAFETY: the application's own call.
+    destroy_stream(hStream, || unsafe { real(hStream) })
+}
+
+/// A stream's name among the captures: default streams differ by thread.
+fn capture_key(stream: *mut c_void) -> (usize, u64) {
+    if stream as usize > 2 {
+        return (stream as usize, 0);
+    }
+    // SAFETY: no pointers are involved.
+    let thread = unsafe { libc::gettid() };
+    (stream as usize, u64::try_from(thread).unwrap_or(1))
+}
+
+/// Begins a capture inside the gate: a process that captures is not moved.
+fn begin_capture(stream: *mut c_void, begin: impl FnOnce() -> Status) -> Status {
+    let Some(runtime) = limited() else {
+        return begin();
+    };
+    let inside = gate::enter();
+    let status = begin();
+    if status.is_success() {
+        let (stream, thread) = capture_key(stream);
+        lock(&runtime.contexts).begin_capture(stream, thread);
+    }
+    drop(inside);
+    status
+}
+
+/// Ends a capture, if the driver agrees that it is at an end.
+fn end_capture(stream: *mut c_void, end: impl FnOnce() -> Status) -> Status {
+    let status = end();
+    if let Some(runtime) = limited()
+        && (status.is_success() || !vmm::is_capturing(stream as usize))
+    {
+        let (stream, thread) = capture_key(stream);
+        lock(&runtime.contexts).end_capture(stream, thread);
+    }
+    status
+}
+
+macro_rules! captures {
+    ($($which:ident $name:ident ($($argument:ident: $type:ty),*);)*) => {$(
+        pub unsafe fn $name(real: sig::$name, hStream: *mut c_void, $($argument: $type),*) -> Status {
+            // SAFETY: the application's own call.
+            $which(hStream, || unsafe { real(hStream, $($argument),*) })
+        }
+    )*};
+}
+captures! {
+    begin_capture cuStreamBeginCapture ();
+    begin_capture cuStreamBeginCapture_ptsz ();
+    begin_capture cuStreamBeginCapture_v2 (mode: u32);
+    begin_capture cuStreamBeginCapture_v2_ptsz (mode: u32);
+    begin_capture cuStreamBeginCaptureToCig (streamCigCaptureParams: *mut c_void);
+    begin_capture cuStreamBeginCaptureToCig_ptsz (streamCigCaptureParams: *mut c_void);
+    begin_capture cuStreamBeginCaptureToGraph (hGraph: *mut c_void, dependencies: *const *mut c_void, dependencyData: *const c_void, numDependencies: usize, mode: u32);
+    begin_capture cuStreamBeginCaptureToGraph_ptsz (hGraph: *mut c_void, dependencies: *const *mut c_void, dependencyData: *const c_void, numDependencies: usize, mode: u32);
+    begin_capture cuStreamBeginRecaptureToGraph (mode: u32, hGraph: *mut c_void, callbackFunc: *mut c_void, userData: *mut c_void);
+    begin_capture cuStreamBeginRecaptureToGraph_ptsz (mode: u32, hGraph: *mut c_void, callbackFunc: *mut c_void, userData: *mut c_void);
+    end_capture cuStreamEndCapture (phGraph: *mut *mut c_void);
+    end_capture cuStreamEndCapture_ptsz (phGraph: *mut *mut c_void);
+    end_capture cuStreamEndCaptureToCig ();
+    end_capture cuStreamEndCaptureToCig_ptsz ();
+}
+
+/// Access for every block on the peer's device, present and (by the record) future.
+fn change_peer(peer: *mut c_void, enable: bool) {
+    let Some(runtime) = limited().filter(|runtime| runtime.paging) else {
+        return;
+    };
+    let Ok((_, accessor)) = runtime.current() else {
+        return;
+    };
+    let owner = vmm::in_context(peer as usize, || {
+        runtime.current().map(|(_, device)| device)
+    });
+    let Ok(owner) = owner else { return };
+    let inside = gate::enter();
+    {
+        let mut peers = lock(&runtime.peers);
+        if enable && !peers.contains(&(owner, accessor)) {
+            peers.push((owner, accessor));
+        } else if !enable {
+            peers.retain(|&pair| pair != (owner, accessor));
+        }
+    }
+    let blocks: Vec<(u64, u64)> = lock(&runtime.heap)
+        .blocks_on(owner)
+        .map(|b| (b.base, b.bytes))
+        .collect();
+    let ordinal = runtime.devices[accessor].ordinal;
+    for (base, bytes) in blocks {
+        let changed = if enable {
+            vmm::set_access(base, bytes, &[ordinal])
+        } else {
+            vmm::remove_access(base, bytes, ordinal)
+        };
+        if let Err(why) = changed {
+            crate::say::warning!(
+                "peer access of device {ordinal}: the driver answers {}",
+                why.0
+            );
+        }
+    }
+    drop(inside);
+}
+
+pub unsafe fn cuCtxEnablePeerAccess(
+    real: sig::cuCtxEnablePeerAccess,
+    peerContext: *mut c_void,
+    Flags: u32,
+) -> Status {
+    // SAFETY: the application's own call.
+    let status = unsafe { real(peerContext, Flags) };
+    if status.is_success() {
+        change_peer(peerContext, true);
+    }
+    status
+}
+
+pub unsafe fn cuCtxDisablePeerAccess(
+    real: sig::cuCtxDisablePeerAccess,
+    peerContext: *mut c_void,
+) -> Status {
+    // SAFETY: the application's own call.
+    let status = unsafe { real(peerContext) };
+    if status.is_success() {
+        change_peer(peerContext, false);
+    }
+    status
+}

@@ -1,0 +1,332 @@
+//! Allocating and freeing: the heap's bookkeeping carried out with the driver.
+//!
+//! No lock is held over a driver call. Physical memory is created inside the gate, so that the pager
+//! never sees half an allocation; waiting for quota happens outside.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use spillway_protocol::{GRANULE, granules_up};
+
+use crate::driver::{Status, call};
+use crate::gate;
+use crate::heap::{Alloc, Block, Chunk, Place, SMALL};
+use crate::lock;
+use crate::quota::Backing;
+use crate::runtime::Runtime;
+use crate::vmm;
+
+/// Physical memory comes in handles of at most this many bytes: large handles are cheap to map,
+/// small ones let an eviction free space as it goes.
+const CHUNK: u64 = 128 << 20;
+/// The driver may report out of memory for some milliseconds after another process released.
+const TRANSIENT: Duration = Duration::from_millis(200);
+
+impl Runtime {
+    /// `cuMemAlloc` and its like: device memory in the current context.
+    ///
+    /// # Errors
+    /// What the driver would answer.
+    pub fn allocate(&self, bytes: u64, ordered: bool) -> Result<u64, Status> {
+        if bytes == 0 {
+            return Err(Status::INVALID_VALUE);
+        }
+        let (context, device) = self.current()?;
+        self.reap_deferred();
+        if !self.paging || bytes > u64::MAX / 4 {
+            return self.allocate_pinned(context, device, bytes, ordered);
+        }
+        let small = bytes < SMALL;
+        loop {
+            if small && let Some(ptr) = lock(&self.heap).carve(context, bytes, ordered) {
+                return Ok(ptr);
+            }
+            let charge = if small { GRANULE } else { granules_up(bytes) };
+            match self.reserve(device, charge, true) {
+                Err(()) => return Err(Status::OUT_OF_MEMORY),
+                Ok(Backing::Pinned) => {
+                    self.unreserve(device, charge, Backing::Pinned);
+                    return self.allocate_pinned(context, device, bytes, ordered);
+                }
+                Ok(Backing::Pageable) => {}
+            }
+            let made = self.create_block(context, device, charge, |block| {
+                let mut heap = lock(&self.heap);
+                if small {
+                    heap.add_slab(block.into_slab());
+                } else {
+                    heap.add_own(block, bytes, ordered);
+                }
+            });
+            match made {
+                Err(why) => {
+                    self.unreserve(device, charge, Backing::Pageable);
+                    return Err(why);
+                }
+                Ok(base) if !small => return Ok(base),
+                // Another thread may have filled the slab already.
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Makes a block of `bytes` and hands it to `keep`, inside the gate.
+    fn create_block(
+        &self,
+        context: usize,
+        device: usize,
+        bytes: u64,
+        keep: impl FnOnce(Block),
+    ) -> Result<u64, Status> {
+        let start = Instant::now();
+        let access = self.access_of(device);
+        let ordinal = self.devices[device].ordinal;
+        let mut keep = Some(keep);
+        loop {
+            let inside = gate::enter();
+            self.observed.changes_begun.fetch_add(1, SeqCst);
+            let made = vmm::reserve(bytes).and_then(|base| {
+                let chunks = split(bytes);
+                vmm::back(ordinal, base, chunks, &access)
+                    .inspect_err(|_| vmm::unreserve(base, bytes))
+                    .map(|chunks| Block::new(base, device, context, true, chunks))
+            });
+            let result = match made {
+                Ok(block) => {
+                    let base = block.base;
+                    self.observed.devices[device]
+                        .resident
+                        .fetch_add(bytes, SeqCst);
+                    if let Some(keep) = keep.take() {
+                        keep(block);
+                    }
+                    Ok(base)
+                }
+                Err(why) => Err(why),
+            };
+            self.observed.changes_ended.fetch_add(1, SeqCst);
+            drop(inside);
+            match result {
+                Err(Status::OUT_OF_MEMORY) if start.elapsed() < TRANSIENT => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Memory of the driver's own, charged as pinned.
+    fn allocate_pinned(
+        &self,
+        context: usize,
+        device: usize,
+        bytes: u64,
+        ordered: bool,
+    ) -> Result<u64, Status> {
+        let mut ptr = 0;
+        self.charged(device, bytes, || {
+            // SAFETY: the driver fills one address.
+            unsafe {
+                call::cuMemAlloc_v2(&raw mut ptr, usize::try_from(bytes).unwrap_or(usize::MAX))
+            }
+        })?;
+        lock(&self.heap).add_driver(ptr, bytes, device, context, ordered);
+        Ok(ptr)
+    }
+
+    /// Runs an allocating driver call inside the gate, with `bytes` charged as pinned if it
+    /// succeeds. To be undone by [`Runtime::uncharge`] with the same figure.
+    ///
+    /// # Errors
+    /// Out of memory by quota, or the driver's own answer.
+    pub fn charged(
+        &self,
+        device: usize,
+        bytes: u64,
+        make: impl FnOnce() -> Status,
+    ) -> Result<(), Status> {
+        let reserved = self.charge(device, bytes)?;
+        let inside = gate::enter();
+        self.observed.changes_begun.fetch_add(1, SeqCst);
+        let status = make();
+        if status.is_success() {
+            self.observed.devices[device]
+                .resident
+                .fetch_add(reserved, SeqCst);
+        }
+        self.observed.changes_ended.fetch_add(1, SeqCst);
+        drop(inside);
+        if !status.is_success() {
+            self.uncharge_quota(device, bytes);
+            return Err(status);
+        }
+        Ok(())
+    }
+
+    /// Charges driver memory; returns what was reserved for it.
+    fn charge(&self, device: usize, bytes: u64) -> Result<u64, Status> {
+        if !self.limited {
+            return Ok(0);
+        }
+        if bytes >= SMALL {
+            let charge = granules_up(bytes);
+            self.reserve(device, charge, false)
+                .map_err(|()| Status::OUT_OF_MEMORY)?;
+            return Ok(charge);
+        }
+        let needs = lock(&self.small[device]).needs(bytes);
+        if needs > 0 {
+            self.reserve(device, needs, false)
+                .map_err(|()| Status::OUT_OF_MEMORY)?;
+        }
+        // A racing thread may have reserved the same granule: then both stand, which only errs on
+        // the safe side until the next free.
+        lock(&self.small[device]).add(bytes, needs);
+        Ok(needs)
+    }
+
+    fn uncharge_quota(&self, device: usize, bytes: u64) -> u64 {
+        if !self.limited {
+            return 0;
+        }
+        let spare = if bytes >= SMALL {
+            granules_up(bytes)
+        } else {
+            lock(&self.small[device]).remove(bytes)
+        };
+        if spare > 0 {
+            self.unreserve(device, spare, Backing::Pinned);
+        }
+        spare
+    }
+
+    /// Undoes [`Runtime::charged`], after the driver has released the memory.
+    pub fn uncharge(&self, device: usize, bytes: u64) {
+        let spare = self.uncharge_quota(device, bytes);
+        crate::take_off(&self.observed.devices[device].resident, spare);
+    }
+
+    /// `cuMemFree` of a pointer of ours; `None`: it is not.
+    pub fn free(&self, ptr: u64) -> Option<Status> {
+        let alloc = lock(&self.heap).take(ptr)?;
+        if alloc.place == Place::Driver {
+            // SAFETY: the driver made it, and the record was taken once.
+            let status = unsafe { call::cuMemFree_v2(ptr) };
+            self.uncharge(alloc.device, alloc.bytes);
+            return Some(status);
+        }
+        let waited = self.wait_idle(alloc.context);
+        self.finish(&alloc);
+        Some(match waited {
+            Ok(()) => Status::SUCCESS,
+            Err(why) => why,
+        })
+    }
+
+    /// Makes a freed allocation's memory reusable: no work uses it any more.
+    pub fn finish(&self, alloc: &Alloc) {
+        if alloc.place == Place::Driver {
+            return;
+        }
+        let block = lock(&self.heap).give_back(alloc);
+        if let Some(block) = block {
+            self.release_block(block);
+        }
+    }
+
+    /// Releases a block that is in nobody's books any more.
+    pub fn release_block(&self, block: Block) {
+        let (resident, on_host): (Vec<&Chunk>, Vec<&Chunk>) =
+            block.chunks.iter().partition(|c| c.handle != 0);
+        self.observed.changes_begun.fetch_add(1, SeqCst);
+        for chunk in &resident {
+            vmm::unback(block.base, chunk);
+        }
+        vmm::unreserve(block.base, block.bytes);
+        let bytes: u64 = resident.iter().map(|c| c.bytes).sum();
+        crate::take_off(&self.observed.devices[block.device].resident, bytes);
+        self.observed.changes_ended.fetch_add(1, SeqCst);
+        let host: u64 = on_host.iter().map(|c| c.bytes).sum();
+        crate::take_off(&self.observed.host_bytes, host);
+        self.unreserve(block.device, block.bytes, Backing::Pageable);
+    }
+
+    /// Releases empty slabs and finished deferred frees of a device; `false`: there were none.
+    pub fn give_back_spare(&self, device: usize) -> bool {
+        self.reap_deferred();
+        let blocks = lock(&self.heap).take_empty_slabs(device);
+        let any = !blocks.is_empty();
+        for block in blocks {
+            self.release_block(block);
+        }
+        any
+    }
+
+    /// Waits until no work in a context can use its memory, as the driver's `cuMemFree` does.
+    ///
+    /// # Errors
+    /// The context's error: what went wrong in earlier work.
+    pub fn wait_idle(&self, context: usize) -> Result<(), Status> {
+        let capturing = lock(&self.contexts).any_capture();
+        vmm::in_context(context, || {
+            if !capturing {
+                // SAFETY: no pointers are involved.
+                return unsafe { call::cuCtxSynchronize() }.ok();
+            }
+            // Synchronising the context would spoil the capture: wait for its other streams.
+            let streams = lock(&self.contexts).streams_of(context);
+            self.relaxed(|| {
+                for stream in streams.into_iter().filter(|&s| !vmm::is_capturing(s)) {
+                    // SAFETY: a stream of the application; if it is gone meanwhile the driver says so.
+                    let _ = unsafe { call::cuStreamSynchronize(stream as *mut _) };
+                }
+            });
+            Ok(())
+        })
+    }
+
+    /// Device ordinals that may access memory on `device`.
+    pub fn access_of(&self, device: usize) -> Vec<i32> {
+        let mut access = vec![self.devices[device].ordinal];
+        for &(owner, accessor) in lock(&self.peers).iter() {
+            if owner == device && accessor != device {
+                access.push(self.devices[accessor].ordinal);
+            }
+        }
+        access
+    }
+
+    /// Lets go of everything that a context owned, after the driver has destroyed it.
+    pub fn context_gone(&self, context: usize) {
+        self.forget_deferred_of(context);
+        lock(&self.contexts).remove(context);
+        let (blocks, allocs) = lock(&self.heap).take_context(context);
+        for block in blocks {
+            self.release_block(block);
+        }
+        for alloc in allocs.iter().filter(|a| a.place == Place::Driver) {
+            self.uncharge(alloc.device, alloc.bytes);
+        }
+        let charges = lock(&self.handles).take_context(context);
+        for (device, bytes) in charges {
+            self.uncharge(device, bytes);
+        }
+    }
+}
+
+/// Cuts a block into chunks.
+fn split(bytes: u64) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    let mut offset = 0;
+    while offset < bytes {
+        let bytes = CHUNK.min(bytes - offset);
+        chunks.push(Chunk {
+            offset,
+            bytes,
+            handle: 0,
+            host: Vec::new(),
+        });
+        offset += bytes;
+    }
+    chunks
+}

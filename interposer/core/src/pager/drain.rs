@@ -1,0 +1,162 @@
+//! Draining: the gate closed, nobody inside, the devices idle. Bounded by a deadline; past it the
+//! gate reopens and nothing has changed.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use spillway_protocol::page::{state, unswappable};
+
+use super::Worker;
+use crate::driver::{Status, call};
+use crate::gate::{self, CloseError};
+use crate::lock;
+use crate::vmm;
+
+/// Waits for contexts on a thread of its own: the driver's wait has no deadline, so the pager must
+/// be able to stop waiting for the waiter.
+#[derive(Default)]
+pub struct Drainer {
+    helper: Option<(Sender<Vec<usize>>, Receiver<Result<(), Status>>)>,
+    /// The helper still waits for an earlier round.
+    owed: bool,
+}
+
+impl Drainer {
+    /// Waits until every context is idle; `None`: not by then.
+    fn wait(&mut self, contexts: Vec<usize>, until: Instant) -> Option<Result<(), Status>> {
+        if self.helper.is_none() {
+            self.helper = spawn();
+        }
+        let (requests, answers) = self.helper.as_ref()?;
+        let left = || until.saturating_duration_since(Instant::now());
+        if self.owed {
+            match answers.recv_timeout(left()) {
+                Ok(_) => self.owed = false,
+                Err(_) => return None,
+            }
+        }
+        requests.send(contexts).ok()?;
+        match answers.recv_timeout(left()) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Timeout) => {
+                self.owed = true;
+                None
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                self.helper = None;
+                None
+            }
+        }
+    }
+}
+
+type Helper = (Sender<Vec<usize>>, Receiver<Result<(), Status>>);
+
+fn spawn() -> Option<Helper> {
+    let (requests, inbox) = channel::<Vec<usize>>();
+    let (outbox, answers) = channel();
+    // Spawned by the pager's thread, so it inherits a mask that blocks every signal.
+    let thread = std::thread::Builder::new()
+        .name("spillway-drain".into())
+        .spawn(move || {
+            gate::exempt_current_thread();
+            for contexts in inbox {
+                let mut outcome = Ok(());
+                for context in contexts {
+                    let waited = vmm::in_context(context, || {
+                        // SAFETY: no pointers are involved.
+                        unsafe { call::cuCtxSynchronize() }.ok()
+                    });
+                    outcome = outcome.and(waited);
+                }
+                if outbox.send(outcome).is_err() {
+                    return;
+                }
+            }
+        });
+    thread.ok().map(|_| (requests, answers))
+}
+
+impl Worker {
+    /// Closes the gate and waits for the devices. `false`: not drained, the gate is open, and the
+    /// command of `epoch` is answered.
+    pub(super) fn drain(&mut self, epoch: u64) -> bool {
+        let deadline = self.deadline();
+        let until = Instant::now() + deadline;
+        self.publish(epoch, state::DRAINING);
+        let why = match gate::close(deadline) {
+            Ok(()) => match self.devices_idle(until) {
+                Ok(()) => return true,
+                Err(why) => {
+                    gate::open();
+                    why
+                }
+            },
+            Err(why @ CloseError::AlreadyClosed) => {
+                // Nobody but this thread closes it.
+                debug_assert!(false, "{why}");
+                why.to_string()
+            }
+            Err(why) => why.to_string(),
+        };
+        crate::say::info!("busy: {why}");
+        if let Some(session) = &self.runtime.session {
+            session.note(&format!("busy: {why}"));
+        }
+        self.runtime.observed.wants.store(0, SeqCst);
+        self.publish(epoch, state::BUSY);
+        false
+    }
+
+    fn devices_idle(&mut self, until: Instant) -> Result<(), String> {
+        if !self.runtime.paging {
+            return Err("its memory is not movable".to_owned());
+        }
+        if self.capture_open() {
+            return Err("a stream capture is open".to_owned());
+        }
+        let contexts = lock(&self.runtime.contexts).all();
+        match self.drainer.wait(contexts, until) {
+            None => Err("work on the GPU did not finish in time".to_owned()),
+            Some(Err(why)) => Err(format!(
+                "a context is broken or gone (driver error {})",
+                why.0
+            )),
+            Some(Ok(())) => {
+                // Everything is finished, so what was freed in stream order is free now.
+                self.runtime.reap_deferred();
+                Ok(())
+            }
+        }
+    }
+
+    /// A stream captures, by our records and by the driver's word: an abandoned capture is asked
+    /// away, an invalidated one still counts. Publishes what it finds.
+    pub(super) fn capture_open(&self) -> bool {
+        let open = lock(&self.runtime.contexts).capturing();
+        let mut any = false;
+        for (stream, thread) in open {
+            // Only a created stream can be asked from here; a default one counts until its end.
+            let created = lock(&self.runtime.contexts).context_of_stream(stream);
+            let still = created.is_none_or(|context| {
+                vmm::in_context(context, || Ok(vmm::is_capturing(stream))).unwrap_or(false)
+            });
+            if still {
+                any = true;
+            } else {
+                lock(&self.runtime.contexts).end_capture(stream, thread);
+            }
+        }
+        let reasons = &self.runtime.observed.unswappable;
+        if any {
+            reasons.fetch_or(unswappable::CAPTURE, SeqCst);
+        } else if reasons.load(SeqCst) & unswappable::CAPTURE != 0 {
+            reasons.fetch_and(!unswappable::CAPTURE, SeqCst);
+        }
+        any
+    }
+}
+
+/// A bound for waits that should be short.
+pub(super) const SHORT: Duration = Duration::from_secs(2);

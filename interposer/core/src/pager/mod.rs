@@ -1,0 +1,334 @@
+//! The pager: a thread that carries out what the coordinator wants, and reports what is.
+//!
+//! It alone moves memory. Application threads meet it at the gate and in the heap's `moving` flag,
+//! nowhere else. It never retains a context and holds no lock over a driver call.
+
+mod activity;
+mod copy;
+mod drain;
+mod evict;
+mod host;
+mod restore;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use spillway_protocol::page::{Command, State, command, state};
+
+use crate::gate;
+use crate::lock;
+use crate::runtime::{self, Runtime};
+
+use activity::Activity;
+use drain::Drainer;
+use host::HostMemory;
+
+/// How often the thread looks while the program is active.
+const TICK: Duration = Duration::from_millis(50);
+/// How often it looks at a program that has been idle for a while.
+const SLOW_TICK: Duration = Duration::from_millis(200);
+/// A swapped-out process whose coordinator stays away comes back by itself after this.
+const ALONE: Duration = Duration::from_secs(20);
+
+/// The post box: others leave word, the thread looks.
+#[derive(Default)]
+pub struct Pager {
+    poked: Mutex<bool>,
+    word: Condvar,
+}
+
+impl Pager {
+    /// Makes the thread look now.
+    pub fn poke(&self) {
+        *lock(&self.poked) = true;
+        self.word.notify_all();
+    }
+
+    fn wait(&self, at_most: Duration) {
+        let mut poked = lock(&self.poked);
+        if !*poked {
+            poked = self
+                .word
+                .wait_timeout(poked, at_most)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        *poked = false;
+    }
+}
+
+/// The desired page has news: called by the session's thread.
+pub fn news() {
+    if let Some(runtime) = runtime::get() {
+        runtime.pager.poke();
+    }
+}
+
+/// A caller found the gate closed and is about to sleep.
+pub fn caller_waits() {
+    if let Some(runtime) = runtime::get() {
+        runtime.observed.wants.store(1, SeqCst);
+        if let Some(session) = &runtime.session {
+            session.wake();
+        }
+        runtime.pager.poke();
+    }
+}
+
+/// Starts the session's and the pager's threads. They take no signals: those are the program's.
+pub fn spawn(runtime: &'static Runtime) {
+    let mut all = std::mem::MaybeUninit::uninit();
+    let mut before = std::mem::MaybeUninit::uninit();
+    // SAFETY: both sets are filled before they are read; the mask is put back below.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let session = std::thread::Builder::new()
+        .name("spillway-sess".into())
+        .spawn(|| {
+            if let Some(session) = &runtime.session {
+                session.listen();
+            }
+        });
+    let pager = std::thread::Builder::new()
+        .name("spillway-pager".into())
+        .spawn(move || {
+            gate::exempt_current_thread();
+            Worker::new(runtime).run();
+        });
+    // SAFETY: the mask that was in force.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    if session.is_err() || pager.is_err() {
+        runtime.unswappable(
+            spillway_protocol::page::unswappable::DETACHED,
+            "no thread could be started: this process cannot be swapped",
+        );
+        crate::say::error!("no thread could be started: this process cannot be swapped");
+    }
+}
+
+/// Where the process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Gate open.
+    Resident,
+    /// Gate closed, devices idle, nothing moved.
+    Drained,
+    /// Gate closed, memory on the host.
+    Evicted,
+}
+
+/// The pager's thread.
+struct Worker {
+    runtime: &'static Runtime,
+    phase: Phase,
+    /// Epoch of the last command carried out.
+    done: u64,
+    host: HostMemory,
+    drainer: Drainer,
+    activity: Activity,
+    since: Instant,
+    /// Since when no coordinator has been there while a caller waits.
+    alone: Option<Instant>,
+}
+
+impl Worker {
+    fn new(runtime: &'static Runtime) -> Self {
+        let done = State::unpack(runtime.observed.state.load(SeqCst)).epoch;
+        Self {
+            runtime,
+            phase: Phase::Resident,
+            done,
+            host: HostMemory::default(),
+            drainer: Drainer::default(),
+            activity: Activity::default(),
+            since: Instant::now(),
+            alone: None,
+        }
+    }
+
+    fn run(&mut self) {
+        loop {
+            let tick = if self.activity.idle_for() > Duration::from_secs(2) {
+                SLOW_TICK
+            } else {
+                TICK
+            };
+            self.runtime.pager.wait(tick);
+            let turn = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turn()));
+            if turn.is_err() {
+                // Wrong bytes are worse than none: if memory is on the host, nobody may go on.
+                crate::say::error!(
+                    "internal error in the pager; this process cannot be swapped any more"
+                );
+                if self.phase == Phase::Evicted || lock(&self.runtime.heap).moving() {
+                    std::process::abort();
+                }
+                self.runtime.unswappable(
+                    spillway_protocol::page::unswappable::DETACHED,
+                    "internal error in the pager: detached",
+                );
+                gate::open();
+                return;
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let wanted = Command::unpack(self.runtime.desired().command.load(SeqCst));
+        if wanted.epoch != self.done {
+            self.obey(wanted);
+        }
+        match self.phase {
+            Phase::Resident => {
+                self.runtime.reap_deferred();
+                self.host.prepare(self.runtime, self.activity.idle_for());
+            }
+            Phase::Drained => self.reopen_if_forgotten(),
+            Phase::Evicted => self.come_back_alone(),
+        }
+        self.report();
+    }
+
+    /// Publishes how far the command of `epoch` is, and wakes the coordinator.
+    fn publish(&self, epoch: u64, code: u8) {
+        self.runtime
+            .observed
+            .state
+            .store(State { epoch, code }.pack(), SeqCst);
+        if let Some(session) = &self.runtime.session {
+            session.wake();
+        }
+    }
+
+    fn obey(&mut self, wanted: Command) {
+        let epoch = wanted.epoch;
+        match (wanted.code, self.phase) {
+            (command::RUN, Phase::Resident) => self.publish(epoch, state::RESIDENT),
+            (command::RUN, Phase::Drained) => self.reopen(epoch, state::RESIDENT),
+            (command::RUN, Phase::Evicted) => {
+                self.publish(epoch, state::RESTORING);
+                if !self.restore() {
+                    // Tried again on the next turn, until there is memory or another command.
+                    self.runtime.pager.poke();
+                    std::thread::sleep(Duration::from_millis(5));
+                    return;
+                }
+                self.reopen(epoch, state::RESIDENT);
+            }
+            (command::DRAIN, Phase::Resident) => {
+                if self.drain(epoch) {
+                    self.enter(Phase::Drained);
+                    self.publish(epoch, state::DRAINED);
+                }
+            }
+            (command::DRAIN, Phase::Drained) => self.publish(epoch, state::DRAINED),
+            (command::EVICT, Phase::Resident | Phase::Drained) => {
+                if self.phase == Phase::Drained || self.drain(epoch) {
+                    self.publish(epoch, state::EVICTING);
+                    match self.evict() {
+                        Ok(()) => {
+                            self.enter(Phase::Evicted);
+                            self.publish(epoch, state::EVICTED);
+                        }
+                        Err(why) => {
+                            crate::say::warning!("eviction undone: {why}");
+                            if let Some(session) = &self.runtime.session {
+                                session.note(&format!("eviction undone: {why}"));
+                            }
+                            self.reopen(epoch, state::FAILED);
+                        }
+                    }
+                }
+            }
+            (command::DRAIN | command::EVICT, Phase::Evicted) => {
+                self.publish(epoch, state::EVICTED)
+            }
+            // A command of a later version: not ours to guess.
+            _ => {}
+        }
+        self.done = epoch;
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+        self.alone = None;
+        // Callers that wait now want us back; who waited for an earlier closing does not.
+        let waiting = gate::blocked().waiting > 0;
+        self.runtime
+            .observed
+            .wants
+            .store(u64::from(waiting), SeqCst);
+    }
+
+    fn reopen(&mut self, epoch: u64, code: u8) {
+        self.phase = Phase::Resident;
+        self.runtime.observed.wants.store(0, SeqCst);
+        self.activity.touch();
+        self.report();
+        gate::open();
+        self.publish(epoch, code);
+    }
+
+    fn connected(&self) -> bool {
+        self.runtime
+            .session
+            .as_ref()
+            .is_some_and(crate::session::Session::connected)
+    }
+
+    /// Drained for another process's sake, and nobody says how it goes on.
+    fn reopen_if_forgotten(&mut self) {
+        let patience = self.deadline() + Duration::from_secs(5);
+        if !self.connected() || self.since.elapsed() > patience {
+            self.reopen(self.done, state::BUSY);
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        let ms = self.runtime.desired().drain_deadline_ms.load(SeqCst);
+        Duration::from_millis(ms.clamp(10, 600_000))
+    }
+
+    /// Swapped out, wanted, and no coordinator: after a while all or nothing, with random pauses.
+    fn come_back_alone(&mut self) {
+        if self.connected() || gate::blocked().waiting == 0 {
+            self.alone = None;
+            return;
+        }
+        let since = *self.alone.get_or_insert_with(Instant::now);
+        let jitter = u64::from(std::process::id()) ^ runtime::monotonic_ns() >> 10;
+        if since.elapsed() < ALONE + Duration::from_millis(jitter % 3000) {
+            return;
+        }
+        crate::say::warning!(
+            "no coordinator for {} s: restoring without one",
+            since.elapsed().as_secs()
+        );
+        if self.restore() {
+            self.reopen(self.done, state::RESIDENT);
+        } else {
+            self.alone = Some(Instant::now() - ALONE + Duration::from_millis(jitter % 2000));
+        }
+    }
+
+    /// Writes the figures of the observed page.
+    fn report(&mut self) {
+        let observed = self.runtime.observed;
+        let blocked = gate::blocked();
+        observed.blocked_calls.store(blocked.waits, SeqCst);
+        observed.blocked_ns.store(
+            u64::try_from(blocked.waited.as_nanos()).unwrap_or(u64::MAX),
+            SeqCst,
+        );
+        observed
+            .unknown_entries
+            .store(crate::entry::unknown_entry_points() as u64, SeqCst);
+        let capture = self.capture_open();
+        self.activity
+            .sample(self.runtime, self.phase == Phase::Resident, capture);
+    }
+}

@@ -1,0 +1,125 @@
+//! Swap-in: physical memory for every chunk on the host, at the same addresses, then its content.
+//!
+//! All or nothing: after a failure everything that was on the host before still is.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
+
+use super::Worker;
+use super::copy::{Copies, Direction};
+use super::evict::nanos;
+use crate::driver::Status;
+use crate::heap::Moving;
+use crate::vmm;
+
+impl Worker {
+    /// Brings everything back. `false`: not now; nothing has changed.
+    pub(super) fn restore(&mut self) -> bool {
+        let start = Instant::now();
+        let Ok(mut moved) = self.begin_move() else {
+            return false;
+        };
+        let total: u64 = moved
+            .iter()
+            .flat_map(|m| &m.chunks)
+            .filter(|c| c.handle == 0)
+            .map(|c| c.bytes)
+            .sum();
+        let outcome = self.copy_in(&mut moved);
+        self.end_move(moved);
+        let observed = self.runtime.observed;
+        match outcome {
+            Ok(()) => {
+                observed.bytes_in.fetch_add(total, SeqCst);
+                observed.swaps_in.fetch_add(1, SeqCst);
+                observed.last_in_ns.store(nanos(start.elapsed()), SeqCst);
+                true
+            }
+            Err(why) => {
+                if why != Status::OUT_OF_MEMORY {
+                    crate::say::warning!("restore: the driver answers {}; trying again", why.0);
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+                false
+            }
+        }
+    }
+
+    /// Backs, maps and fills every chunk without physical memory.
+    pub(super) fn copy_in(&mut self, moved: &mut [Moving]) -> Result<(), Status> {
+        let absent: Vec<(usize, usize)> = moved
+            .iter()
+            .enumerate()
+            .flat_map(|(b, m)| {
+                m.chunks
+                    .iter()
+                    .enumerate()
+                    .map(move |(c, chunk)| (b, c, chunk))
+            })
+            .filter(|(_, _, chunk)| chunk.handle == 0)
+            .map(|(b, c, _)| (b, c))
+            .collect();
+        let mut copies = Copies::new(Direction::In);
+        let outcome = self.fill(moved, &mut copies);
+        if let Err(why) = outcome {
+            copies.abandon(&mut self.host);
+            for (block, chunk) in absent {
+                let part = &mut moved[block];
+                let chunk = &mut part.chunks[chunk];
+                if chunk.handle != 0 {
+                    vmm::unback(part.base, chunk);
+                    chunk.handle = 0;
+                    let device = &self.runtime.observed.devices[part.device];
+                    crate::take_off(&device.resident, chunk.bytes);
+                }
+            }
+            return Err(why);
+        }
+        for (block, chunk) in absent {
+            let chunk = &mut moved[block].chunks[chunk];
+            if !chunk.host.is_empty() {
+                crate::take_off(&self.runtime.observed.host_bytes, chunk.bytes);
+                chunk.host.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(
+        &mut self,
+        moved: &mut [Moving],
+        copies: &mut Copies<(usize, usize)>,
+    ) -> Result<(), Status> {
+        for (block, part) in moved.iter_mut().enumerate() {
+            let absent: Vec<usize> = part
+                .chunks
+                .iter()
+                .enumerate()
+                .filter(|(_, c)| c.handle == 0)
+                .map(|(i, _)| i)
+                .collect();
+            if absent.is_empty() {
+                continue;
+            }
+            let ordinal = self.runtime.devices[part.device].ordinal;
+            let access = self.runtime.access_of(part.device);
+            vmm::back_in_place(ordinal, part.base, &mut part.chunks, &access)?;
+            let bytes: u64 = absent.iter().map(|&i| part.chunks[i].bytes).sum();
+            self.runtime.observed.devices[part.device]
+                .resident
+                .fetch_add(bytes, SeqCst);
+            for index in absent {
+                let chunk = &part.chunks[index];
+                copies.add(
+                    &mut self.host,
+                    part.context,
+                    part.base,
+                    chunk,
+                    (block, index),
+                )?;
+            }
+        }
+        copies.finish(&mut self.host)?;
+        Ok(())
+    }
+}

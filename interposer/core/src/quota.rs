@@ -1,0 +1,167 @@
+//! Quota: what this process may use, reserved before the driver is asked.
+//!
+//! The fast path is one compare-exchange on the observed page (`spillway_protocol::page`). What
+//! does not fit is first made to fit with what is ours to give back, then asked of the coordinator.
+//! A refusal is final only after that round trip.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use spillway_protocol::page;
+
+use crate::runtime::Runtime;
+use crate::session::Grown;
+
+/// What stands behind granted bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// The host pool has space for them: they may be moved.
+    Pageable,
+    /// They stay on the device.
+    Pinned,
+}
+
+/// How often other threads may snatch what the coordinator granted before we give up.
+const TRIES: usize = 64;
+
+impl Runtime {
+    fn try_reserve(&self, device: usize, bytes: u64, pageable: bool) -> Option<Backing> {
+        let own = &self.observed.devices[device];
+        if !page::reserve(&own.used, bytes, || &self.desired().devices[device].grant) {
+            return None;
+        }
+        if !pageable {
+            own.pinned.fetch_add(bytes, SeqCst);
+            return Some(Backing::Pinned);
+        }
+        if page::reserve(&self.observed.pageable, bytes, || {
+            &self.desired().host_grant
+        }) {
+            return Some(Backing::Pageable);
+        }
+        own.used.fetch_sub(bytes, SeqCst);
+        None
+    }
+
+    /// Reserves `bytes` (whole granules) on a device, pageable if `pageable` and the host pool can
+    /// back it. May wait for other workloads' memory: call it outside the gate and without a lock.
+    ///
+    /// # Errors
+    /// The bytes would pass the limit, or could not be had in time. Nothing is reserved.
+    pub fn reserve(&self, device: usize, bytes: u64, mut pageable: bool) -> Result<Backing, ()> {
+        let mut drained = false;
+        let demand = &self.observed.devices[device].demand;
+        for _ in 0..TRIES {
+            if let Some(backing) = self.try_reserve(device, bytes, pageable) {
+                return Ok(backing);
+            }
+            if self.give_back_spare(device) {
+                continue;
+            }
+            let Some(session) = &self.session else {
+                // The limit is the grant; what is freed in stream order may still come.
+                if !drained && self.wait_for_deferred(device) {
+                    drained = true;
+                    continue;
+                }
+                break;
+            };
+            demand.fetch_add(bytes, SeqCst);
+            let grown = session.grow(device, bytes, if pageable { bytes } else { 0 }, false);
+            demand.fetch_sub(bytes, SeqCst);
+            match grown {
+                Grown::Granted { backed } => pageable &= backed,
+                Grown::Refused(..) if !drained && self.wait_for_deferred(device) => drained = true,
+                Grown::Refused(text) => {
+                    crate::say::info!(
+                        "refused {} on device {device}: {text}",
+                        spillway_protocol::format_bytes(bytes)
+                    );
+                    break;
+                }
+                Grown::Gone => break,
+            }
+        }
+        self.observed.refused.fetch_add(1, SeqCst);
+        Err(())
+    }
+
+    /// Gives bytes back, after the driver has released them.
+    pub fn unreserve(&self, device: usize, bytes: u64, backing: Backing) {
+        let own = &self.observed.devices[device];
+        match backing {
+            Backing::Pageable => self.observed.pageable.fetch_sub(bytes, SeqCst),
+            Backing::Pinned => own.pinned.fetch_sub(bytes, SeqCst),
+        };
+        own.used.fetch_sub(bytes, SeqCst);
+    }
+
+    /// Free and total bytes of a device as the program is told: of its own workload only.
+    pub fn told(&self, device: usize) -> (u64, u64) {
+        self.reap_deferred();
+        if let Some(session) = &self.session
+            && self.desired().flags.load(SeqCst) & page::FLAG_SIBLINGS != 0
+        {
+            session.refresh(false);
+        }
+        let desired = &self.desired().devices[device];
+        let limit = desired.limit.load(SeqCst);
+        let gone = self.observed.devices[device].used.load(SeqCst)
+            + desired.overhead.load(SeqCst)
+            + desired.others.load(SeqCst);
+        let spare = crate::lock(&self.heap).spare_bytes(device);
+        let free = spillway_protocol::granules_down((limit + spare).saturating_sub(gone));
+        (free.min(limit), limit)
+    }
+}
+
+/// What small allocations of the driver's own cost: the driver packs them, so they are charged by
+/// their sum, in whole granules.
+#[derive(Debug, Default)]
+pub struct SmallMeter {
+    bytes: u64,
+    charged: u64,
+}
+
+impl SmallMeter {
+    /// What more has to be reserved before `bytes` more may be allocated.
+    #[must_use]
+    pub fn needs(&self, bytes: u64) -> u64 {
+        spillway_protocol::granules_up(self.bytes + bytes).saturating_sub(self.charged)
+    }
+
+    /// Counts an allocation, with what was reserved for it.
+    pub fn add(&mut self, bytes: u64, reserved: u64) {
+        self.bytes += bytes;
+        self.charged += reserved;
+    }
+
+    /// Counts a free; returns what may be unreserved.
+    #[must_use]
+    pub fn remove(&mut self, bytes: u64) -> u64 {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        let spare = self
+            .charged
+            .saturating_sub(spillway_protocol::granules_up(self.bytes));
+        self.charged -= spare;
+        spare
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SmallMeter;
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn small_driver_allocations_are_charged_by_their_sum() {
+        let mut meter = SmallMeter::default();
+        assert_eq!(meter.needs(1024), 2 * MIB);
+        meter.add(1024, 2 * MIB);
+        assert_eq!(meter.needs(2 * MIB - 1024), 0);
+        assert_eq!(meter.needs(2 * MIB), 2 * MIB);
+        meter.add(MIB, 0);
+        assert_eq!(meter.remove(1024), 0);
+        assert_eq!(meter.remove(MIB), 2 * MIB);
+        assert_eq!(meter.needs(1), 2 * MIB);
+    }
+}

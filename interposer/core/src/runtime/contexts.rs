@@ -1,0 +1,151 @@
+//! What is known of the application's contexts, streams and captures: what a drain has to wait
+//! for, and what a destroyed context takes along.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// One context that the application made or retained.
+#[derive(Debug, Default)]
+pub struct ContextInfo {
+    /// Device index.
+    pub device: usize,
+    /// It is the device's primary context.
+    pub primary: bool,
+    /// Streams created in it, as driver handles.
+    pub streams: BTreeSet<usize>,
+}
+
+/// All contexts, streams and captures.
+#[derive(Debug, Default)]
+pub struct Contexts {
+    known: BTreeMap<usize, ContextInfo>,
+    owner_of_stream: HashMap<usize, usize>,
+    /// Captures begun and not ended: stream handle, and the thread for the per-thread stream.
+    captures: HashMap<(usize, u64), u32>,
+    /// Contexts that are gone and that the pager has not yet forgotten.
+    retired: Vec<usize>,
+}
+
+impl Contexts {
+    /// Notes a context; repeats are harmless.
+    pub fn add(&mut self, context: usize, device: usize, primary: bool) {
+        let info = self.known.entry(context).or_default();
+        info.device = device;
+        info.primary |= primary;
+    }
+
+    /// A context's device, if it is known.
+    #[must_use]
+    pub fn device_of(&self, context: usize) -> Option<usize> {
+        self.known.get(&context).map(|info| info.device)
+    }
+
+    /// The primary context of a device, if it was retained.
+    #[must_use]
+    pub fn primary_of(&self, device: usize) -> Option<usize> {
+        self.known
+            .iter()
+            .find(|(_, i)| i.primary && i.device == device)
+            .map(|(&c, _)| c)
+    }
+
+    /// Forgets a context; its streams and captures go with it. The pager is told.
+    pub fn remove(&mut self, context: usize) {
+        if let Some(info) = self.known.remove(&context) {
+            for stream in info.streams {
+                self.owner_of_stream.remove(&stream);
+                self.captures.retain(|&(s, _), _| s != stream);
+            }
+            self.retired.push(context);
+        }
+    }
+
+    /// Contexts that are gone since the last call.
+    pub fn take_retired(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.retired)
+    }
+
+    /// Every known context.
+    #[must_use]
+    pub fn all(&self) -> Vec<usize> {
+        self.known.keys().copied().collect()
+    }
+
+    /// Notes a stream.
+    pub fn add_stream(&mut self, context: usize, stream: usize) {
+        if let Some(info) = self.known.get_mut(&context) {
+            info.streams.insert(stream);
+            self.owner_of_stream.insert(stream, context);
+        }
+    }
+
+    /// Forgets a stream; an open capture on it is abandoned with it.
+    pub fn remove_stream(&mut self, stream: usize) {
+        if let Some(context) = self.owner_of_stream.remove(&stream)
+            && let Some(info) = self.known.get_mut(&context)
+        {
+            info.streams.remove(&stream);
+        }
+        self.captures.retain(|&(s, _), _| s != stream);
+    }
+
+    /// Streams of a context.
+    #[must_use]
+    pub fn streams_of(&self, context: usize) -> Vec<usize> {
+        self.known
+            .get(&context)
+            .map(|i| i.streams.iter().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// The context of a stream that was created, not of the default ones.
+    #[must_use]
+    pub fn context_of_stream(&self, stream: usize) -> Option<usize> {
+        self.owner_of_stream.get(&stream).copied()
+    }
+
+    /// A capture begins.
+    pub fn begin_capture(&mut self, stream: usize, thread: u64) {
+        *self.captures.entry((stream, thread)).or_default() += 1;
+    }
+
+    /// A capture ends.
+    pub fn end_capture(&mut self, stream: usize, thread: u64) {
+        self.captures.remove(&(stream, thread));
+    }
+
+    /// Streams that were last seen capturing.
+    #[must_use]
+    pub fn capturing(&self) -> Vec<(usize, u64)> {
+        self.captures.keys().copied().collect()
+    }
+
+    /// Some capture is open.
+    #[must_use]
+    pub fn any_capture(&self) -> bool {
+        !self.captures.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_takes_its_streams_and_captures_along() {
+        let mut contexts = Contexts::default();
+        contexts.add(10, 0, true);
+        contexts.add(20, 1, false);
+        contexts.add_stream(10, 100);
+        contexts.begin_capture(100, 0);
+        assert_eq!(
+            (contexts.primary_of(0), contexts.primary_of(1)),
+            (Some(10), None)
+        );
+        assert!(contexts.any_capture());
+        contexts.remove(10);
+        assert!(!contexts.any_capture());
+        assert_eq!(contexts.context_of_stream(100), None);
+        assert_eq!(contexts.take_retired(), vec![10]);
+        assert_eq!(contexts.all(), vec![20]);
+    }
+}

@@ -1,0 +1,195 @@
+//! All state of the library in this process, behind one pointer.
+//!
+//! It begins with the first successful `cuInit` and is never freed: any thread may hold a reference
+//! at any time. A forked child forgets the pointer and, should it use CUDA, starts anew.
+
+mod contexts;
+mod start;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8};
+use std::sync::{Condvar, Mutex};
+
+use spillway_protocol::page::{Desired, Observed};
+
+pub use contexts::Contexts;
+pub use start::{monotonic_ns, start};
+
+use crate::deferred::Deferred;
+use crate::driver::{Status, call};
+use crate::handles::Handles;
+use crate::heap::Heap;
+use crate::lock;
+use crate::pager::Pager;
+use crate::quota::SmallMeter;
+use crate::session::Session;
+
+/// A device of this process.
+#[derive(Debug)]
+pub struct Device {
+    /// `CUdevice`.
+    pub ordinal: i32,
+    /// `cuDeviceGetUuid_v2`.
+    pub uuid: [u8; 16],
+    /// As the driver tells it, in bytes.
+    pub total: u64,
+}
+
+/// The state.
+pub struct Runtime {
+    /// By ordinal.
+    pub devices: Vec<Device>,
+    /// Our page; without a coordinator a private one.
+    pub observed: &'static Observed,
+    /// The grants that hold without a coordinator.
+    local: &'static Desired,
+    /// The coordinator, if there is one.
+    pub session: Option<Session>,
+    /// Memory of the application is ours to move: a coordinator, swap on, and a driver that can.
+    pub paging: bool,
+    /// Quotas are in force: a coordinator or a limit.
+    pub limited: bool,
+    /// Bookkeeping of the application's allocations.
+    pub heap: Mutex<Heap>,
+    /// Signalled when a move ends or a teardown ends.
+    pub heap_changed: Condvar,
+    /// Context teardowns under way; guarded by `heap`'s lock for the order with moves.
+    pub teardowns: Mutex<u32>,
+    /// Contexts, streams, captures.
+    pub contexts: Mutex<Contexts>,
+    /// Stream-ordered frees whose work is not finished.
+    pub deferred: Mutex<Deferred>,
+    /// Handles, arrays and managed allocations of the application.
+    pub handles: Mutex<Handles>,
+    /// Per device: the driver's own small allocations.
+    pub small: Vec<Mutex<SmallMeter>>,
+    /// (owner's device, accessing device) pairs with peer access enabled.
+    pub peers: Mutex<Vec<(usize, usize)>>,
+    /// The pager's post box.
+    pub pager: Pager,
+    /// The process is exiting: nothing is moved any more.
+    pub ending: AtomicBool,
+}
+
+static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(std::ptr::null_mut());
+
+/// 0: nothing yet; 1: pass-through for good (disabled or forked after use).
+static PASSIVE: AtomicU8 = AtomicU8::new(0);
+
+/// The state, once CUDA is in use under Spillway.
+#[inline]
+#[must_use]
+pub fn get() -> Option<&'static Runtime> {
+    // SAFETY: null, or a leaked box.
+    unsafe { RUNTIME.load(SeqCst).as_ref() }
+}
+
+/// Publishes the state.
+fn publish(runtime: Box<Runtime>) -> &'static Runtime {
+    let leaked: &'static Runtime = Box::leak(runtime);
+    RUNTIME.store(std::ptr::from_ref(leaked).cast_mut(), SeqCst);
+    leaked
+}
+
+impl Runtime {
+    /// The page that says what we may use.
+    #[inline]
+    #[must_use]
+    pub fn desired(&self) -> &'static Desired {
+        match &self.session {
+            Some(session) => session.desired(),
+            None => self.local,
+        }
+    }
+
+    /// The calling thread's current context and its device index.
+    ///
+    /// # Errors
+    /// No context is current, or the driver's own error.
+    pub fn current(&self) -> Result<(usize, usize), Status> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the driver fills one handle.
+        unsafe { call::cuCtxGetCurrent(&raw mut context) }.ok()?;
+        if context.is_null() {
+            return Err(Status::INVALID_CONTEXT);
+        }
+        let context = context as usize;
+        if let Some(device) = lock(&self.contexts).device_of(context) {
+            return Ok((context, device));
+        }
+        let mut ordinal = 0;
+        // SAFETY: the driver fills one integer.
+        unsafe { call::cuCtxGetDevice(&raw mut ordinal) }.ok()?;
+        let device = self.device_index(ordinal).ok_or(Status::INVALID_DEVICE)?;
+        lock(&self.contexts).add(context, device, false);
+        Ok((context, device))
+    }
+
+    /// The index of a `CUdevice`.
+    #[must_use]
+    pub fn device_index(&self, ordinal: i32) -> Option<usize> {
+        self.devices.iter().position(|d| d.ordinal == ordinal)
+    }
+
+    /// Begins the teardown of a context: waits for a running move, and keeps the pager from
+    /// beginning one until [`Runtime::teardown_ended`].
+    pub fn teardown_begun(&self) {
+        let mut heap = lock(&self.heap);
+        while heap.moving() {
+            heap = self
+                .heap_changed
+                .wait(heap)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        *lock(&self.teardowns) += 1;
+    }
+
+    /// See [`Runtime::teardown_begun`].
+    pub fn teardown_ended(&self) {
+        let heap = lock(&self.heap);
+        *lock(&self.teardowns) -= 1;
+        drop(heap);
+        self.heap_changed.notify_all();
+    }
+
+    /// Sets a reason why this process cannot be moved, and tells people once.
+    pub fn unswappable(&self, bit: u64, text: &str) {
+        if self.observed.unswappable.fetch_or(bit, SeqCst) & bit == 0
+            && let Some(session) = &self.session
+        {
+            session.note(text);
+            session.wake();
+        }
+    }
+}
+
+/// `cuInit` in a process that is disabled: pass-through for good.
+pub fn set_passive() {
+    PASSIVE.store(1, SeqCst);
+}
+
+/// Nothing is to be done in this process.
+#[must_use]
+pub fn passive() -> bool {
+    PASSIVE.load(SeqCst) != 0
+}
+
+/// In a forked child: forget everything that belongs to the parent.
+extern "C" fn forked_child() {
+    let parent = RUNTIME.swap(std::ptr::null_mut(), SeqCst);
+    // SAFETY: null, or a leaked box; only its descriptor is read.
+    if let Some(parent) = unsafe { parent.as_ref() }
+        && let Some(session) = &parent.session
+    {
+        session.close_in_child();
+    }
+    start::reset_in_child();
+}
+
+/// At exit: the gate opens and the pager moves nothing more; teardown never restores.
+extern "C" fn exiting() {
+    if let Some(runtime) = get() {
+        runtime.ending.store(true, SeqCst);
+        runtime.pager.poke();
+    }
+}

@@ -1,0 +1,481 @@
+//! The session with the coordinator: registration, requests with tickets, and coming back after
+//! the coordinator's restart.
+//!
+//! One thread reads. Application threads that need an answer wait on a condition variable, outside
+//! the gate and holding no lock.
+
+mod page;
+pub mod socket;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use spillway_protocol::message::{FromProcess, Register, ToProcess, outcome};
+use spillway_protocol::names;
+use spillway_protocol::page::{Desired, Observed, State};
+
+pub use page::map;
+
+use crate::lock;
+
+/// How long a registration may take before the process goes on without a coordinator.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request for growth waits for a coordinator that went away to come back.
+const ABSENCE: Duration = Duration::from_secs(10);
+
+/// Why a session did not begin.
+#[derive(Debug)]
+pub enum StartError {
+    /// Nobody answers there.
+    Absent(PathBuf, io::Error),
+    /// The coordinator says no; one line.
+    Refused(String),
+}
+
+/// A host segment that the session holds: kept here so that a new coordinator can adopt it.
+#[derive(Clone)]
+pub struct Segment {
+    /// The session's name for it.
+    pub id: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The memfd.
+    pub file: Arc<OwnedFd>,
+}
+
+/// An answer to a ticket.
+enum Answer {
+    Grow {
+        outcome: u32,
+        backed: bool,
+        text: String,
+    },
+    Segment {
+        segment: Option<Segment>,
+        text: String,
+    },
+    Refreshed,
+    /// The coordinator went away before it answered.
+    Lost,
+}
+
+#[derive(Default)]
+struct Shared {
+    socket: Option<Arc<OwnedFd>>,
+    answers: HashMap<u64, Option<Answer>>,
+    segments: Vec<Segment>,
+    observed_file: Option<Arc<OwnedFd>>,
+    workload: String,
+}
+
+/// The outcome of a request for growth.
+#[derive(Debug)]
+pub enum Grown {
+    /// The grants were raised; `backed`: the host pool backs the pageable part.
+    Granted { backed: bool },
+    /// One line with the numbers.
+    Refused(String),
+    /// No coordinator answered in time.
+    Gone,
+}
+
+/// The session.
+pub struct Session {
+    path: PathBuf,
+    register: Register,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    tickets: AtomicU64,
+    /// The socket's number, for a forked child.
+    raw: AtomicI32,
+    desired: AtomicPtr<Desired>,
+    observed: &'static Observed,
+    /// Called by the reading thread whenever the desired page may have news.
+    on_news: fn(),
+}
+
+/// Where the coordinator of this process would be.
+#[must_use]
+pub fn run_dir() -> PathBuf {
+    let get = |name: &str| std::env::var(name).ok();
+    names::find_run_dir(
+        get(names::ENV_RUN_DIR).as_deref(),
+        get("XDG_RUNTIME_DIR").as_deref(),
+        |dir| names::session_socket(dir).exists(),
+    )
+}
+
+/// What a handshake yields.
+struct Joined {
+    socket: OwnedFd,
+    desired: &'static Desired,
+    observed: OwnedFd,
+    workload: String,
+}
+
+fn handshake(
+    path: &std::path::Path,
+    register: &Register,
+    observed: Option<&OwnedFd>,
+    segments: &[Segment],
+) -> Result<Joined, StartError> {
+    let absent = |why| StartError::Absent(path.to_owned(), why);
+    let fd = socket::open(path).map_err(absent)?;
+    socket::set_receive_timeout(&fd, REGISTER_TIMEOUT).map_err(absent)?;
+    let descriptors: Vec<_> = observed.iter().map(|fd| fd.as_raw_fd()).collect();
+    let packet = FromProcess::Register(register.clone()).encode();
+    // A coordinator that refuses at once may close before it has read all: read its answer anyway.
+    let mut sent = socket::send(&fd, &packet, &descriptors);
+    for segment in segments {
+        let packet = FromProcess::Adopt {
+            id: segment.id,
+            bytes: segment.bytes,
+        }
+        .encode();
+        sent = sent.and_then(|()| socket::send(&fd, &packet, &[segment.file.as_raw_fd()]));
+    }
+    let (packet, mut files) = match (socket::receive(&fd), sent) {
+        (Ok(got), _) => got,
+        (Err(_), Err(why)) | (Err(why), Ok(())) => return Err(absent(why)),
+    };
+    if packet.is_empty() {
+        return Err(absent(io::Error::other("it closed the connection")));
+    }
+    match ToProcess::decode(&packet) {
+        Ok(ToProcess::Welcome { workload, .. }) if files.len() == 2 => {
+            let own = files.remove(1);
+            let desired = page::desired(&files[0]).map_err(absent)?;
+            socket::set_receive_timeout(&fd, Duration::ZERO).map_err(absent)?;
+            Ok(Joined {
+                socket: fd,
+                desired,
+                observed: own,
+                workload,
+            })
+        }
+        Ok(ToProcess::Refused { text }) => Err(StartError::Refused(text)),
+        Ok(_) => Err(absent(io::Error::other(
+            "it does not speak Spillway's session protocol",
+        ))),
+        Err(why) => Err(absent(io::Error::other(format!("it sent nonsense: {why}")))),
+    }
+}
+
+impl Session {
+    /// Registers this process. The reading thread is started by [`Session::listen`].
+    ///
+    /// # Errors
+    /// Nobody answers on the socket, or the coordinator refuses.
+    pub fn start(register: Register, on_news: fn()) -> Result<Self, StartError> {
+        let path = names::session_socket(&run_dir());
+        let joined = handshake(&path, &register, None, &[])?;
+        let observed = page::observed(&joined.observed)
+            .map_err(|why| StartError::Absent(path.clone(), why))?;
+        let raw = AtomicI32::new(joined.socket.as_raw_fd());
+        Ok(Self {
+            path,
+            register,
+            raw,
+            shared: Mutex::new(Shared {
+                socket: Some(Arc::new(joined.socket)),
+                observed_file: Some(Arc::new(joined.observed)),
+                workload: joined.workload,
+                ..Shared::default()
+            }),
+            changed: Condvar::new(),
+            tickets: AtomicU64::new(1),
+            desired: AtomicPtr::new(std::ptr::from_ref(joined.desired).cast_mut()),
+            observed,
+            on_news,
+        })
+    }
+
+    /// The coordinator's page: the newest one.
+    #[must_use]
+    pub fn desired(&self) -> &'static Desired {
+        // SAFETY: the pointer comes from a mapping that is never undone.
+        unsafe { &*self.desired.load(SeqCst) }
+    }
+
+    /// In a forked child: the socket is the parent's. Takes no lock, since none can be trusted.
+    pub fn close_in_child(&self) {
+        let fd = self.raw.swap(-1, SeqCst);
+        if fd >= 0 {
+            // SAFETY: the child's copy of our descriptor, which nothing in the child knows of.
+            unsafe { libc::close(fd) };
+        }
+    }
+
+    /// Our own page.
+    #[must_use]
+    pub fn observed(&self) -> &'static Observed {
+        self.observed
+    }
+
+    /// The workload's name as the coordinator has it.
+    #[must_use]
+    pub fn workload(&self) -> String {
+        lock(&self.shared).workload.clone()
+    }
+
+    /// A coordinator is there.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        lock(&self.shared).socket.is_some()
+    }
+
+    fn send(&self, message: &FromProcess) -> bool {
+        let Some(fd) = lock(&self.shared).socket.clone() else {
+            return false;
+        };
+        socket::send(&fd, &message.encode(), &[]).is_ok()
+    }
+
+    /// Tells the coordinator that the observed page has news.
+    pub fn wake(&self) {
+        self.send(&FromProcess::Wake);
+    }
+
+    /// Tells people something, by way of an event.
+    pub fn note(&self, text: &str) {
+        self.send(&FromProcess::Note {
+            text: text.to_owned(),
+        });
+    }
+
+    /// Sends a request and waits for its answer.
+    fn ask(&self, make: impl Fn(u64) -> FromProcess, patience: Option<Duration>) -> Answer {
+        let ticket = self.tickets.fetch_add(1, SeqCst);
+        lock(&self.shared).answers.insert(ticket, None);
+        let sent = self.send(&make(ticket));
+        let until = patience.map(|p| Instant::now() + p);
+        let mut shared = lock(&self.shared);
+        loop {
+            if let Some(Some(_)) = shared.answers.get(&ticket) {
+                return shared
+                    .answers
+                    .remove(&ticket)
+                    .flatten()
+                    .unwrap_or(Answer::Lost);
+            }
+            let now = Instant::now();
+            if !sent || shared.socket.is_none() || until.is_some_and(|u| now >= u) {
+                shared.answers.remove(&ticket);
+                return Answer::Lost;
+            }
+            let slice = until.map_or(Duration::from_secs(1), |u| u - now);
+            shared = self
+                .changed
+                .wait_timeout(shared, slice.min(Duration::from_secs(1)))
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Asks for growth. Waits as long as the coordinator does; a coordinator that went away is
+    /// waited for, bounded.
+    pub fn grow(&self, device: usize, bytes: u64, pageable: u64, no_wait: bool) -> Grown {
+        let device = u32::try_from(device).unwrap_or(u32::MAX);
+        let no_wait = u32::from(no_wait);
+        let start = Instant::now();
+        loop {
+            match self.ask(
+                |ticket| FromProcess::Grow {
+                    ticket,
+                    device,
+                    bytes,
+                    pageable,
+                    no_wait,
+                },
+                None,
+            ) {
+                Answer::Grow {
+                    outcome: outcome::GRANTED,
+                    backed,
+                    ..
+                } => {
+                    return Grown::Granted { backed };
+                }
+                Answer::Grow { text, .. } => return Grown::Refused(text),
+                _ if no_wait != 0 || start.elapsed() >= ABSENCE => return Grown::Gone,
+                _ => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Asks for a host segment; waits until it is populated.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    pub fn segment(&self, bytes: u64) -> Result<Segment, String> {
+        match self.ask(
+            |ticket| FromProcess::Segment { ticket, bytes },
+            Some(Duration::from_secs(60)),
+        ) {
+            Answer::Segment {
+                segment: Some(segment),
+                ..
+            } => {
+                lock(&self.shared).segments.push(segment.clone());
+                Ok(segment)
+            }
+            Answer::Segment { text, .. } => Err(text),
+            _ => Err("no coordinator answered".to_owned()),
+        }
+    }
+
+    /// Gives a segment back; the caller has unmapped it.
+    pub fn release_segment(&self, id: u64) {
+        lock(&self.shared).segments.retain(|s| s.id != id);
+        self.send(&FromProcess::SegmentRelease { id });
+    }
+
+    /// Brings overhead, siblings' use and the host grant up to date; bounded.
+    pub fn refresh(&self, measure: bool) {
+        let measure = u32::from(measure);
+        self.ask(
+            |ticket| FromProcess::Refresh { ticket, measure },
+            Some(Duration::from_secs(2)),
+        );
+    }
+
+    /// The reading thread's life: until the process ends.
+    pub fn listen(&self) {
+        loop {
+            let socket = lock(&self.shared).socket.clone();
+            match socket {
+                Some(fd) => {
+                    while self.read_one(&fd) {}
+                    self.lost();
+                }
+                None => self.come_back(),
+            }
+        }
+    }
+
+    fn read_one(&self, fd: &OwnedFd) -> bool {
+        let Ok((packet, mut files)) = socket::receive(fd) else {
+            return false;
+        };
+        if packet.is_empty() {
+            return false;
+        }
+        // A message of a later version is skipped, not an end.
+        let Ok(message) = ToProcess::decode(&packet) else {
+            return true;
+        };
+        let (ticket, answer) = match message {
+            ToProcess::Wake => {
+                (self.on_news)();
+                return true;
+            }
+            ToProcess::GrowReply {
+                ticket,
+                outcome,
+                backed,
+                text,
+            } => (
+                ticket,
+                Answer::Grow {
+                    outcome,
+                    backed: backed != 0,
+                    text,
+                },
+            ),
+            ToProcess::SegmentReply {
+                ticket,
+                id,
+                bytes,
+                text,
+            } => {
+                let file = files.pop().map(Arc::new);
+                let segment = file
+                    .filter(|_| bytes > 0)
+                    .map(|file| Segment { id, bytes, file });
+                (ticket, Answer::Segment { segment, text })
+            }
+            ToProcess::RefreshReply { ticket } => (ticket, Answer::Refreshed),
+            ToProcess::Welcome { .. } | ToProcess::Refused { .. } => return true,
+        };
+        let mut shared = lock(&self.shared);
+        if let Some(slot) = shared.answers.get_mut(&ticket) {
+            *slot = Some(answer);
+        } else if let Answer::Segment {
+            segment: Some(segment),
+            ..
+        } = answer
+        {
+            // Nobody waits for it any more: give it back.
+            drop(shared);
+            self.send(&FromProcess::SegmentRelease { id: segment.id });
+            return true;
+        }
+        drop(shared);
+        self.changed.notify_all();
+        true
+    }
+
+    fn lost(&self) {
+        let mut shared = lock(&self.shared);
+        self.raw.store(-1, SeqCst);
+        shared.socket = None;
+        for slot in shared.answers.values_mut() {
+            slot.get_or_insert(Answer::Lost);
+        }
+        drop(shared);
+        self.changed.notify_all();
+        crate::say::info!("the coordinator went away; going on with what is granted");
+        (self.on_news)();
+    }
+
+    /// Tries to join the next coordinator, with growing pauses.
+    fn come_back(&self) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(2));
+            let (observed, segments, workload) = {
+                let shared = lock(&self.shared);
+                (
+                    shared.observed_file.clone(),
+                    shared.segments.clone(),
+                    shared.workload.clone(),
+                )
+            };
+            let old = self.desired();
+            let state = State::unpack(self.observed.state.load(SeqCst));
+            let register = Register {
+                workload,
+                resumes: old.instance.load(SeqCst).max(1),
+                segments: u32::try_from(segments.len()).unwrap_or(u32::MAX),
+                grants: old.devices.iter().map(|d| d.grant.load(SeqCst)).collect(),
+                host_grant: old.host_grant.load(SeqCst),
+                epoch: state.epoch,
+                ..self.register.clone()
+            };
+            match handshake(&self.path, &register, observed.as_deref(), &segments) {
+                Ok(joined) => {
+                    self.desired
+                        .store(std::ptr::from_ref(joined.desired).cast_mut(), SeqCst);
+                    self.raw.store(joined.socket.as_raw_fd(), SeqCst);
+                    lock(&self.shared).socket = Some(Arc::new(joined.socket));
+                    self.wake();
+                    self.changed.notify_all();
+                    crate::say::info!("joined the new coordinator");
+                    (self.on_news)();
+                    return;
+                }
+                Err(StartError::Refused(text)) => {
+                    crate::say::warning!("the new coordinator refuses this process: {text}");
+                    pause = Duration::from_secs(2);
+                }
+                Err(StartError::Absent(..)) => {}
+            }
+        }
+    }
+}
