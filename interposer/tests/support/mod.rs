@@ -13,14 +13,26 @@ pub fn library() -> &'static Path {
         if let Some(path) = std::env::var_os("SPILLWAY_LIBRARY") {
             return path.into();
         }
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .parent()
+            .expect("the target folder");
         let output = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "spillway-interposer", "--target-dir"])
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "spillway-interposer",
+                "--target-dir",
+            ])
             .arg(target)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .expect("cargo runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         target.join("debug/libspillway.so")
     })
 }

@@ -1,0 +1,122 @@
+//! What `libspillway.so` shows to the loader: its exports are the hooked rows and `dlsym`, it needs the C
+//! library and nothing else, and it never meets a foreign function under one of its own names.
+
+mod support;
+
+use spillway_interposer_core::table::{NVML_ROWS, ROWS};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use support::{have, library};
+
+fn tool(program: &str, arguments: &[&str], file: &Path) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .arg(file)
+        .output()
+        .expect("the tool runs");
+    assert!(
+        output.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn exports_are_the_hooked_rows_and_dlsym() {
+    if !have("nm", "exports") {
+        return;
+    }
+    let listed = tool("nm", &["-D", "--defined-only"], library());
+    let exports: BTreeSet<&str> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
+    let mut expected: BTreeSet<&str> = ROWS
+        .iter()
+        .chain(NVML_ROWS)
+        .filter(|row| row.how.is_exported())
+        .map(|row| row.name)
+        .collect();
+    assert!(expected.len() > 300);
+    expected.insert("dlsym");
+    let missing: Vec<_> = expected.difference(&exports).collect();
+    let unexpected: Vec<_> = exports.difference(&expected).collect();
+    assert!(
+        missing.is_empty() && unexpected.is_empty(),
+        "missing {missing:?}, unexpected {unexpected:?}"
+    );
+}
+
+#[test]
+fn needs_only_the_c_library() {
+    if !have("readelf", "needed libraries") {
+        return;
+    }
+    let dynamic = tool("readelf", &["-dW"], library());
+    let needed: BTreeSet<&str> = dynamic
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        .collect();
+    // libdl, libpthread, librt and libm are parts of the C library before glibc 2.34.
+    let allowed = BTreeSet::from([
+        "libc.so.6",
+        "libgcc_s.so.1",
+        "ld-linux-x86-64.so.2",
+        "ld-linux-aarch64.so.1",
+        "libdl.so.2",
+        "libpthread.so.0",
+        "librt.so.1",
+        "libm.so.6",
+    ]);
+    assert!(needed.contains("libc.so.6"), "{needed:?}");
+    assert!(needed.is_subset(&allowed), "{needed:?}");
+    assert!(
+        dynamic.contains("SYMBOLIC"),
+        "own names must be bound within the library"
+    );
+    assert!(
+        dynamic.contains("NODELETE"),
+        "thread keys and fork handlers point into the library"
+    );
+    assert!(!dynamic.contains("TEXTREL"));
+}
+
+/// A relocation by name could be bound to a program's or another preload's function of that name.
+#[test]
+fn own_names_are_never_looked_up() {
+    if !have("readelf", "relocations") {
+        return;
+    }
+    let relocations = tool("readelf", &["-rW"], library());
+    for line in relocations.lines() {
+        let symbol = line.split_whitespace().nth(4).unwrap_or_default();
+        let name = symbol.split('@').next().unwrap_or_default();
+        let own = name == "dlsym" || ROWS.iter().chain(NVML_ROWS).any(|row| row.name == name);
+        assert!(!own, "{line}");
+    }
+}
+
+/// Of a release build for other machines; `scripts/release` names it.
+#[test]
+fn a_release_runs_on_glibc_2_28() {
+    let Some(release) = std::env::var_os("SPILLWAY_RELEASE_LIBRARY") else {
+        eprintln!("skipped: glibc version: SPILLWAY_RELEASE_LIBRARY does not name a release build");
+        return;
+    };
+    let symbols = tool("nm", &["-D", "--undefined-only"], Path::new(&release));
+    let highest = symbols
+        .lines()
+        .filter_map(|line| line.split("@GLIBC_").nth(1))
+        .map(|version| {
+            version
+                .split('.')
+                .map(|part| part.parse::<u32>().expect(version))
+                .collect::<Vec<_>>()
+        })
+        .max()
+        .expect("versions");
+    assert!(highest <= vec![2, 28], "needs glibc {highest:?}");
+}
