@@ -1,0 +1,127 @@
+//! NVML's memory figures beside the driver's.
+
+use std::ffi::{CStr, CString};
+use std::time::{Duration, Instant};
+
+use crate::api::*;
+use crate::gpu::*;
+use crate::harness::*;
+
+cases!("nvml":
+    devices_are_found_by_uuid,
+    figures_agree_with_the_driver,
+    used_follows_allocations,
+    both_versions_agree,
+    a_process_is_listed_with_its_memory,
+);
+
+/// The NVML device with the driver device's uuid.
+fn device() -> Result<(Gpu, Handle), Stop> {
+    if !nvml_found() {
+        skip!("libnvidia-ml.so.1 could not be opened");
+    }
+    let gpu = Gpu::start()?;
+    ok!(nvmlInit_v2());
+    let mut uuid = [0; 16];
+    ok!(cuDeviceGetUuid_v2(&mut uuid, gpu.device));
+    let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
+    let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let mut handle = 0;
+    for prefix in ["GPU-", "MIG-"] {
+        let name = CString::new(format!("{prefix}{text}")).unwrap_or_default();
+        if nvmlDeviceGetHandleByUUID(name.as_ptr(), &mut handle).is_ok() {
+            return Ok((gpu, handle));
+        }
+    }
+    Err(Stop::Fail(format!("NVML knows no device with uuid {text}")))
+}
+
+fn memory(handle: Handle) -> Result<NvmlMemory, Stop> {
+    let mut memory = NvmlMemory::default();
+    ok!(nvmlDeviceGetMemoryInfo(handle, &mut memory));
+    Ok(memory)
+}
+
+/// NVML and the driver call a device by the same uuid.
+/// Source: NVML API Reference, nvmlDeviceGetHandleByUUID; cuDeviceGetUuid.
+fn devices_are_found_by_uuid() -> Outcome {
+    let (_gpu, handle) = device()?;
+    let mut buffer = [0_u8; 96];
+    ok!(nvmlDeviceGetUUID(handle, buffer.as_mut_ptr().cast(), 96));
+    let text = CStr::from_bytes_until_nul(&buffer).map(|t| t.to_string_lossy().into_owned()).unwrap_or_default();
+    check!(text.starts_with("GPU-") || text.starts_with("MIG-"), "uuid {text:?}");
+    let mut count = 0;
+    ok!(nvmlDeviceGetCount_v2(&mut count));
+    check!(count >= 1, "{count} devices");
+    let mut first = 0;
+    ok!(nvmlDeviceGetHandleByIndex_v2(0, &mut first));
+    Ok(())
+}
+
+/// Totals are close (NVML counts what the driver reserves), and free is what cuMemGetInfo says.
+/// Source: NVML API Reference, nvmlDeviceGetMemoryInfo.
+fn figures_agree_with_the_driver() -> Outcome {
+    let (_gpu, handle) = device()?;
+    let (nvml, (free, total)) = (memory(handle)?, memory_info()?);
+    let (free, total) = (free as u64, total as u64);
+    check!(nvml.total >= total && nvml.total - total <= nvml.total / 20, "totals: NVML {}, driver {total}", nvml.total);
+    check!(nvml.total == nvml.free + nvml.used, "total {} is not free {} + used {}", nvml.total, nvml.free, nvml.used);
+    let apart = nvml.free.abs_diff(free);
+    check!(apart <= GIB as u64, "free: NVML {}, driver {free}", nvml.free);
+    observe!("free by NVML and by the driver differ by {apart} bytes, the totals by {}", nvml.total - total);
+    Ok(())
+}
+
+/// An allocation shows in NVML's used figure.
+/// Source: NVML API Reference, nvmlDeviceGetMemoryInfo.
+fn used_follows_allocations() -> Outcome {
+    let (_gpu, handle) = device()?;
+    ok!(cuMemFree_v2(alloc(MIB)?));
+    let before = memory(handle)?.used;
+    let address = alloc(256 * MIB)?;
+    let during = memory(handle)?.used;
+    let grown = during.saturating_sub(before);
+    check!((256 * MIB as u64..=260 * MIB as u64).contains(&grown), "256 MiB allocated, used grew by {grown}");
+    ok!(cuMemFree_v2(address));
+    let start = Instant::now();
+    while memory(handle)?.used > before + 2 * MIB as u64 {
+        check!(start.elapsed() < Duration::from_secs(3), "used was {before}, is {}", memory(handle)?.used);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// The second version tells the reserved part apart.
+/// Source: NVML API Reference, nvmlMemory_v2_t.
+fn both_versions_agree() -> Outcome {
+    let (_gpu, handle) = device()?;
+    let first = memory(handle)?;
+    let version = u32::try_from(size_of::<NvmlMemoryV2>()).unwrap_or(0) | 2 << 24;
+    let mut second = NvmlMemoryV2 { version, ..Default::default() };
+    ok!(nvmlDeviceGetMemoryInfo_v2(handle, &mut second));
+    check!(first.total == second.total, "totals {} and {}", first.total, second.total);
+    check!(second.total == second.free + second.used + second.reserved, "{second:?} does not add up");
+    observe!("reserved {} bytes", second.reserved);
+    let mut wrong = NvmlMemoryV2 { version: 9, ..Default::default() };
+    fails!(nvmlDeviceGetMemoryInfo_v2(handle, &mut wrong));
+    Ok(())
+}
+
+/// A process with a context is listed with the memory that it uses.
+/// Source: NVML API Reference, nvmlDeviceGetComputeRunningProcesses (host pids: in a container, others).
+fn a_process_is_listed_with_its_memory() -> Outcome {
+    let (_gpu, handle) = device()?;
+    let _address = alloc(256 * MIB)?;
+    let mut list = [NvmlProcess::default(); 256];
+    let mut n = 256;
+    ok!(nvmlDeviceGetComputeRunningProcesses_v3(handle, &mut n, list.as_mut_ptr()));
+    check!(n >= 1, "no process is listed");
+    let listed = &list[..usize::try_from(n).unwrap_or(0).min(256)];
+    let Some(own) = listed.iter().find(|p| p.pid == std::process::id()) else {
+        skip!("{n} processes are listed, none with this pid: another pid namespace");
+    };
+    check!(own.used_bytes >= 256 * MIB as u64, "listed with {} bytes", own.used_bytes);
+    check!(own.used_bytes < 4 * GIB as u64, "listed with {} bytes", own.used_bytes);
+    observe!("beside 256 MiB the context takes {} bytes", own.used_bytes - 256 * MIB as u64);
+    Ok(())
+}

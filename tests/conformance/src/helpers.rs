@@ -1,0 +1,118 @@
+//! What a case runs in a second process: `spillway-conformance helper NAME ARGS`.
+//!
+//! A helper says `ready` when it has done its part and ends when its stdin ends or it is killed.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use crate::api::*;
+use crate::gpu::*;
+use crate::harness::{Outcome, Stop, check, ok};
+
+/// Runs a helper in this process.
+pub fn run(name: &str, args: &[&str]) -> ExitCode {
+    let number = |index: usize| {
+        args.get(index)
+            .and_then(|a| a.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let result = match name {
+        "hold" => hold(usize::try_from(number(0)).unwrap_or(0)),
+        "spin" => spin(number(0)),
+        "ipc" => open_ipc(args.first().copied().unwrap_or("")),
+        _ => Err(Stop::Fail(format!("no helper {name}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Fail(text) | Stop::Skip(text)) => {
+            println!("failed {text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn ready_until_told() -> Outcome {
+    println!("ready");
+    let _ = std::io::stdout().flush();
+    let mut rest = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut rest);
+    Ok(())
+}
+
+/// Allocates and keeps.
+fn hold(bytes: usize) -> Outcome {
+    let _gpu = Gpu::start()?;
+    let address = alloc(bytes)?;
+    ok!(cuMemsetD8_v2(address, 0x5a, bytes));
+    ready_until_told()
+}
+
+/// Has a kernel running.
+fn spin(milliseconds: u64) -> Outcome {
+    let _gpu = Gpu::start()?;
+    let kernels = Kernels::load()?;
+    kernels.warm()?;
+    ok!(kernels.spin(0, Duration::from_millis(milliseconds)));
+    ready_until_told()
+}
+
+/// Opens another process's allocation and checks its first bytes.
+fn open_ipc(hex: &str) -> Outcome {
+    let _gpu = Gpu::start()?;
+    let mut handle = IpcHandle([0; 64]);
+    for (i, byte) in handle.0.iter_mut().enumerate() {
+        *byte = hex
+            .get(2 * i..2 * i + 2)
+            .and_then(|h| u8::from_str_radix(h, 16).ok())
+            .unwrap_or(0);
+    }
+    let mut address = 0;
+    ok!(cuIpcOpenMemHandle_v2(&mut address, handle, 1));
+    let bytes = read(address, 4096)?;
+    check!(
+        bytes == pattern(4096, 77),
+        "the opened memory holds other bytes"
+    );
+    ok!(cuMemsetD8_v2(address, 0x3c, 4096));
+    ok!(cuIpcCloseMemHandle(address));
+    ready_until_told()
+}
+
+/// A helper that has said `ready`; killed when dropped.
+pub struct Helper {
+    child: Child,
+}
+
+impl Helper {
+    pub fn start(args: &[&str]) -> Result<Helper, Stop> {
+        let program = std::env::current_exe().map_err(|e| Stop::Fail(e.to_string()))?;
+        let child = Command::new(program)
+            .arg("helper")
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| Stop::Fail(format!("cannot start a helper: {e}")))?;
+        let mut helper = Helper { child };
+        let mut line = String::new();
+        if let Some(out) = helper.child.stdout.take() {
+            let _ = BufReader::new(out).read_line(&mut line);
+        }
+        check!(line.trim() == "ready", "helper {args:?} said {line:?}");
+        Ok(helper)
+    }
+
+    /// SIGKILL, as from the out-of-memory killer, and waits for the end.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
