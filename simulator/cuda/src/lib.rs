@@ -1,1 +1,37 @@
+//! libcuda.so.1 over the simulated device.
+//!
+//! Each file holds one family of exports; `abi.rs` is the border they all cross. Whatever is not
+//! implemented exists nevertheless and answers NOT_SUPPORTED (`build.rs`). Loading the library
+//! does nothing; everything begins with `cuInit`.
 
+// The ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
+#![allow(clippy::cast_possible_truncation)]
+// Signatures are the driver's.
+#![allow(clippy::too_many_arguments, non_snake_case)]
+#![recursion_limit = "256"]
+
+mod abi;
+mod array;
+mod attributes;
+mod context;
+mod copy;
+mod device;
+mod event;
+mod fill;
+mod graph;
+mod graph_query;
+mod host;
+mod init;
+mod launch;
+mod layout;
+mod memory;
+mod memop;
+mod module;
+mod occupancy;
+mod pointer;
+mod pool;
+mod stream;
+mod stubs;
+mod submit;
+mod table;
+mod vmm;

@@ -1,0 +1,216 @@
+//! The one driver of a process: all registries, started by `cuInit`, unusable after a fork.
+
+use crate::code::{NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
+use crate::config::GPUS_MAX;
+use crate::context::{Context, Primary};
+use crate::engine::Compute;
+use crate::event::Event;
+use crate::fault::Faults;
+use crate::graph::{Exec, Graph};
+use crate::host::HostTable;
+use crate::module::{Function, Kernel, Library, Module};
+use crate::pool::Pool;
+use crate::shared::Shared;
+use crate::space::{Physical, Space};
+use crate::stream::Stream;
+use crate::sync::{lock, read, write};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
+
+/// Handles of one kind.
+pub struct Registry<T>(RwLock<HashMap<u64, Arc<T>>>);
+
+impl<T> Default for Registry<T> {
+    fn default() -> Self {
+        Self(RwLock::default())
+    }
+}
+
+impl<T> Registry<T> {
+    #[must_use]
+    pub fn get(&self, id: u64) -> Option<Arc<T>> {
+        read(&self.0).get(&id).cloned()
+    }
+
+    pub fn insert(&self, id: u64, value: Arc<T>) {
+        write(&self.0).insert(id, value);
+    }
+
+    pub fn remove(&self, id: u64) -> Option<Arc<T>> {
+        write(&self.0).remove(&id)
+    }
+
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<T>> {
+        read(&self.0).values().cloned().collect()
+    }
+
+    pub fn retain(&self, keep: impl Fn(&T) -> bool) {
+        let gone: Vec<Arc<T>> = {
+            let mut map = write(&self.0);
+            let ids: Vec<u64> = map.iter().filter(|(_, v)| !keep(v)).map(|(id, _)| *id).collect();
+            ids.iter().filter_map(|id| map.remove(id)).collect()
+        };
+        // Dropped without the lock: a destructor may use the registry.
+        drop(gone);
+    }
+}
+
+/// Everything.
+pub struct Driver {
+    pub shared: &'static Shared,
+    pub space: RwLock<Space>,
+    pub host: RwLock<HostTable>,
+    pub contexts: Registry<Context>,
+    pub streams: Registry<Stream>,
+    pub events: Registry<Event>,
+    pub modules: Registry<Module>,
+    pub functions: Registry<Function>,
+    pub libraries: Registry<Library>,
+    pub kernels: Registry<Kernel>,
+    pub pools: Registry<Pool>,
+    pub graphs: Registry<Graph>,
+    pub execs: Registry<Exec>,
+    /// VMM handles with at least one reference.
+    pub handles: Registry<Physical>,
+    /// All VMM memory, also when only mappings keep it.
+    pub physicals: Mutex<HashMap<u64, Weak<Physical>>>,
+    pub primaries: Vec<Mutex<Primary>>,
+    pub default_pools: Vec<Arc<Pool>>,
+    pub current_pools: Vec<Mutex<u64>>,
+    compute: Vec<Compute>,
+    peers: [AtomicU32; GPUS_MAX],
+    pub faults: Faults,
+}
+
+static DRIVER: OnceLock<Driver> = OnceLock::new();
+static STARTING: Mutex<()> = Mutex::new(());
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn forked() {
+    FORKED.store(true, Ordering::Release);
+}
+
+std::thread_local! {
+    static IN_CALLBACK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs a function of the application from a stream: the API is closed to it.
+pub fn in_callback(f: impl FnOnce()) {
+    IN_CALLBACK.set(true);
+    f();
+    IN_CALLBACK.set(false);
+}
+
+/// Starts the driver, once.
+///
+/// # Errors
+/// `NOT_INITIALIZED` in a forked child, `OPERATING_SYSTEM` (with a line on stderr) if the shared
+/// machine cannot be opened.
+pub fn init() -> R {
+    if FORKED.load(Ordering::Acquire) {
+        return Err(NOT_INITIALIZED);
+    }
+    if DRIVER.get().is_some() {
+        return Ok(());
+    }
+    let _starting = lock(&STARTING);
+    if DRIVER.get().is_some() {
+        return Ok(());
+    }
+    let driver = start().map_err(|line| {
+        eprintln!("{line}");
+        OPERATING_SYSTEM
+    })?;
+    if DRIVER.set(driver).is_ok() {
+        // SAFETY: a handler that only stores a flag; this library is never unloaded.
+        unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+    }
+    Ok(())
+}
+
+fn start() -> Result<Driver, String> {
+    let faults = Faults::parse(&std::env::var("SPILLWAY_SIM_FAULTS").unwrap_or_default())
+        .map_err(|e| format!("spillway simulator: {e}"))?;
+    let shared: &'static Shared = Box::leak(Box::new(Shared::open(true)?));
+    let space = Space::new().map_err(|_| "spillway simulator: no address space to reserve".to_owned())?;
+    let gpus = shared.config().gpus;
+    let pools = Registry::default();
+    let default_pools: Vec<Arc<Pool>> = (0..gpus).map(|gpu| Pool::new(gpu, true)).collect();
+    for pool in &default_pools {
+        pools.insert(pool.id, Arc::clone(pool));
+    }
+    Ok(Driver {
+        shared,
+        space: RwLock::new(space),
+        host: RwLock::default(),
+        contexts: Registry::default(),
+        streams: Registry::default(),
+        events: Registry::default(),
+        modules: Registry::default(),
+        functions: Registry::default(),
+        libraries: Registry::default(),
+        kernels: Registry::default(),
+        graphs: Registry::default(),
+        execs: Registry::default(),
+        handles: Registry::default(),
+        physicals: Mutex::default(),
+        primaries: (0..gpus).map(|_| Mutex::default()).collect(),
+        current_pools: default_pools.iter().map(|p| Mutex::new(p.id)).collect(),
+        default_pools,
+        pools,
+        compute: (0..gpus).map(|_| Compute::default()).collect(),
+        peers: Default::default(),
+        faults,
+    })
+}
+
+/// The driver.
+///
+/// # Errors
+/// `NOT_INITIALIZED` before `cuInit` and in a forked child, `NOT_PERMITTED` in a host callback.
+pub fn get() -> R<&'static Driver> {
+    if FORKED.load(Ordering::Acquire) {
+        return Err(NOT_INITIALIZED);
+    }
+    if IN_CALLBACK.get() {
+        return Err(NOT_PERMITTED);
+    }
+    DRIVER.get().ok_or(NOT_INITIALIZED)
+}
+
+impl Driver {
+    #[must_use]
+    pub fn compute(&self, gpu: u32) -> &Compute {
+        &self.compute[gpu as usize]
+    }
+
+    /// Whether `from` may access the classic memory of `to`.
+    #[must_use]
+    pub fn peer_enabled(&self, from: u32, to: u32) -> bool {
+        self.peers[from as usize].load(Ordering::Acquire) >> to & 1 != 0
+    }
+
+    /// Changes that; returns what it was. Mappings of the VMM calls are not touched.
+    pub fn set_peer(&self, from: u32, to: u32, enabled: bool) -> bool {
+        let bit = 1 << to;
+        let word = &self.peers[from as usize];
+        let before = if enabled { word.fetch_or(bit, Ordering::AcqRel) } else { word.fetch_and(!bit, Ordering::AcqRel) };
+        for region in write(&self.space).regions.values_mut().filter(|r| !r.vmm && r.physical.gpu == to) {
+            region.access[from as usize] = if enabled { crate::space::READ_WRITE } else { 0 };
+        }
+        before & bit != 0
+    }
+
+    /// Trims the pools of a GPU: to nothing, or to their thresholds.
+    pub fn trim_pools(&self, gpu: u32, all: bool) {
+        for pool in self.pools.all().iter().filter(|p| p.gpu == gpu) {
+            if all {
+                pool.trim(self, 0);
+            } else {
+                pool.synchronised(self);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Stream-ordered allocation: pools that keep freed memory until a synchronisation trims them.
+
+use crate::classic::{self, Blocks, Request};
+use crate::code::{INVALID_VALUE, OUT_OF_MEMORY, R};
+use crate::config::FRAME;
+use crate::driver::Driver;
+use crate::exec::Op;
+use crate::space::{Allocation, fresh_id};
+use crate::stream::Stream;
+use crate::sync::{lock, write};
+use std::sync::{Arc, Mutex};
+
+/// A memory pool.
+pub struct Pool {
+    pub id: u64,
+    pub gpu: u32,
+    /// A device's own default pool cannot be destroyed.
+    pub default: bool,
+    blocks: Mutex<Blocks>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    threshold: u64,
+    used: u64,
+    used_high: u64,
+    reserved: u64,
+    reserved_high: u64,
+    /// Freed and kept: address and length.
+    cache: Vec<(u64, u64)>,
+    /// Frees that are queued: address, stream, sequence number.
+    pending: Vec<(u64, Arc<Stream>, u64)>,
+    reuse: [u32; 4],
+    destroyed: bool,
+}
+
+impl State {
+    fn use_more(&mut self, bytes: u64) {
+        self.used += bytes;
+        self.used_high = self.used_high.max(self.used);
+    }
+}
+
+impl Pool {
+    #[must_use]
+    pub fn new(gpu: u32, default: bool) -> Arc<Self> {
+        let state = State { reuse: [0, 1, 1, 1], ..State::default() };
+        Arc::new(Self { id: fresh_id(), gpu, default, blocks: Mutex::default(), state: Mutex::new(state) })
+    }
+
+    /// Allocates `bytes`.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if there is none even after the caches were trimmed and queued frees of
+    /// this pool were waited for.
+    pub fn allocate(&self, driver: &'static Driver, bytes: u64) -> R<u64> {
+        if bytes == 0 {
+            return Err(INVALID_VALUE);
+        }
+        if let Some(start) = self.reuse(driver, bytes) {
+            return Ok(start);
+        }
+        let request = Request { gpu: self.gpu, context: 0, pool: self.id, blocks: &self.blocks };
+        let mut result = classic::allocate(driver, &request, bytes);
+        if result == Err(OUT_OF_MEMORY) {
+            self.settle();
+            driver.trim_pools(self.gpu, true);
+            result = classic::allocate(driver, &request, bytes);
+        }
+        let start = result?;
+        let mut state = lock(&self.state);
+        state.reserved += classic::rounded(bytes);
+        state.reserved_high = state.reserved_high.max(state.reserved);
+        state.use_more(classic::rounded(bytes));
+        Ok(start)
+    }
+
+    fn reuse(&self, driver: &Driver, bytes: u64) -> Option<u64> {
+        let length = classic::rounded(bytes);
+        let start = {
+            let mut state = lock(&self.state);
+            let at = state.cache.iter().position(|c| c.1 == length)?;
+            state.use_more(length);
+            state.cache.swap_remove(at).0
+        };
+        let allocation = Allocation { start, length: bytes, gpu: self.gpu, context: 0, pool: self.id, id: fresh_id() };
+        write(&driver.space).allocations.insert(start, allocation);
+        Some(start)
+    }
+
+    /// Waits for all queued frees.
+    fn settle(&self) {
+        let pending = std::mem::take(&mut lock(&self.state).pending);
+        for (_, stream, sequence) in pending {
+            // Still being submitted: whatever is queued before it is enough to wait for.
+            stream.wait(if sequence == u64::MAX { stream.submitted() } else { sequence });
+        }
+    }
+
+    /// Gives memory back to the device until no more than `keep` bytes are reserved.
+    pub fn trim(&self, driver: &Driver, keep: u64) {
+        loop {
+            let start = {
+                let mut state = lock(&self.state);
+                if state.reserved <= keep {
+                    return;
+                }
+                let Some((start, length)) = state.cache.pop() else { return };
+                state.reserved -= length;
+                let allocation = Allocation { start, length, gpu: self.gpu, context: 0, pool: self.id, id: 0 };
+                write(&driver.space).allocations.insert(start, allocation);
+                start
+            };
+            let _ = classic::free(driver, start, &self.blocks);
+        }
+    }
+
+    /// What a synchronisation does: trims to the release threshold.
+    pub fn synchronised(&self, driver: &Driver) {
+        let threshold = lock(&self.state).threshold;
+        self.trim(driver, threshold);
+    }
+
+    fn give_back(&self, driver: &Driver, allocation: &Allocation) {
+        let length = classic::rounded(allocation.length);
+        let destroyed = {
+            let mut state = lock(&self.state);
+            state.used -= length.min(state.used);
+            state.pending.retain(|p| p.0 != allocation.start);
+            if length >= FRAME {
+                write(&driver.space).allocations.remove(&allocation.start);
+                state.cache.push((allocation.start, length));
+                state.destroyed
+            } else {
+                state.reserved -= length.min(state.reserved);
+                drop(state);
+                let _ = classic::free(driver, allocation.start, &self.blocks);
+                return;
+            }
+        };
+        if destroyed {
+            self.trim(driver, 0);
+        }
+    }
+
+    /// Ends the pool: what is cached goes now, what is used when it is freed.
+    pub fn destroy(&self, driver: &Driver) {
+        lock(&self.state).destroyed = true;
+        self.trim(driver, 0);
+    }
+
+    #[must_use]
+    pub fn destroyed(&self) -> bool {
+        lock(&self.state).destroyed
+    }
+
+    /// `CUmemPool_attribute` as 64 bits.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` for an unknown one.
+    pub fn attribute(&self, attribute: i32) -> R<u64> {
+        let state = lock(&self.state);
+        Ok(match attribute {
+            1..=3 => u64::from(state.reuse[attribute as usize]),
+            4 => state.threshold,
+            5 => state.reserved,
+            6 => state.reserved_high,
+            7 => state.used,
+            8 => state.used_high,
+            _ => return Err(INVALID_VALUE),
+        })
+    }
+
+    /// # Errors
+    /// `INVALID_VALUE` for an attribute that cannot be set so.
+    pub fn set_attribute(&self, attribute: i32, value: u64) -> R {
+        let mut state = lock(&self.state);
+        match attribute {
+            1..=3 => state.reuse[attribute as usize] = value as u32,
+            4 => state.threshold = value,
+            6 if value == 0 => state.reserved_high = state.reserved,
+            8 if value == 0 => state.used_high = state.used,
+            _ => return Err(INVALID_VALUE),
+        }
+        Ok(())
+    }
+}
+
+/// Queues the free of `start` behind the work of `stream`.
+///
+/// # Errors
+/// `INVALID_VALUE` if nothing is allocated there.
+pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> R {
+    let allocation = classic::find(driver, start)?;
+    // Held over the submission, so that the free cannot finish before it is noted.
+    let pool = driver.pools.get(allocation.pool);
+    if let Some(pool) = &pool {
+        let mut state = lock(&pool.state);
+        if state.pending.iter().any(|p| p.0 == start) {
+            return Err(INVALID_VALUE);
+        }
+        state.pending.push((start, Arc::clone(stream), u64::MAX));
+    }
+    let sequence = stream.submit(driver, Op::Free(start));
+    if let Some(pool) = &pool {
+        let mut state = lock(&pool.state);
+        match sequence {
+            Ok(sequence) => state.pending.iter_mut().filter(|p| p.0 == start).for_each(|p| p.2 = sequence),
+            Err(_) => state.pending.retain(|p| p.0 != start),
+        }
+    }
+    sequence.map(|_| ())
+}
+
+/// The moment at which a queued free takes effect.
+pub fn finish_free(driver: &'static Driver, start: u64) {
+    if let Ok(allocation) = classic::find(driver, start) {
+        let _ = free_now(driver, &allocation);
+    }
+}
+
+/// Frees an allocation, of a pool or of a context, whose work is done.
+///
+/// # Errors
+/// `INVALID_VALUE` if its owner is gone.
+pub fn free_now(driver: &'static Driver, allocation: &Allocation) -> R {
+    if allocation.pool != 0 {
+        let pool = driver.pools.get(allocation.pool).ok_or(INVALID_VALUE)?;
+        pool.give_back(driver, allocation);
+        return Ok(());
+    }
+    let owner = driver.contexts.get(allocation.context).ok_or(INVALID_VALUE)?;
+    classic::free(driver, allocation.start, &owner.blocks)
+}

@@ -1,0 +1,179 @@
+//! Reads from PTX text what the driver needs: the entry points and their parameters.
+//!
+//! No instruction is looked at: an entry runs only if its name is that of a built-in kernel.
+
+use crate::code::{INVALID_IMAGE, INVALID_PTX, NO_BINARY_FOR_GPU, R, UNSUPPORTED_PTX_VERSION};
+
+/// Offset and size of one parameter in the parameter buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Param {
+    pub offset: usize,
+    pub size: usize,
+}
+
+/// One `.entry`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: String,
+    pub params: Vec<Param>,
+}
+
+impl Entry {
+    /// Bytes of all parameters.
+    #[must_use]
+    pub fn params_bytes(&self) -> usize {
+        self.params.last().map_or(0, |p| p.offset + p.size)
+    }
+}
+
+/// Newest PTX that a 12.8 driver reads.
+const VERSION_MAX: (u32, u32) = (8, 7);
+
+/// What the first bytes of a module image say it is.
+///
+/// # Errors
+/// `NO_BINARY_FOR_GPU` for machine code, which a simulated GPU has none of; `INVALID_IMAGE` for
+/// anything that is neither that nor PTX.
+pub fn check_magic(first: [u8; 4]) -> R {
+    const ELF: [u8; 4] = *b"\x7fELF";
+    const FAT_BINARY: u32 = 0xba55_ed50;
+    const FAT_WRAPPER: u32 = 0x4662_43b1;
+    let word = u32::from_le_bytes(first);
+    if first == ELF || word == FAT_BINARY || word == FAT_WRAPPER {
+        return Err(NO_BINARY_FOR_GPU);
+    }
+    if first[0] == b'.' || first[0] == b'/' || first[0].is_ascii_whitespace() { Ok(()) } else { Err(INVALID_IMAGE) }
+}
+
+fn without_comments(text: &str) -> String {
+    let mut rest = text;
+    let mut clean = String::with_capacity(text.len());
+    while let Some(at) = rest.find('/') {
+        clean.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(line) = rest.strip_prefix("//") {
+            rest = line.find('\n').map_or("", |end| &line[end..]);
+        } else if let Some(block) = rest.strip_prefix("/*") {
+            clean.push(' ');
+            rest = block.find("*/").map_or("", |end| &block[end + 2..]);
+        } else {
+            clean.push('/');
+            rest = &rest[1..];
+        }
+    }
+    clean.push_str(rest);
+    clean
+}
+
+fn parse_param(text: &str, end: usize) -> Option<Param> {
+    let mut align = None;
+    let mut unit = None;
+    let mut count = 1;
+    let spaced = text.replace('[', " [ ").replace(']', " ] ");
+    let mut words = spaced.split_whitespace().peekable();
+    if words.next()? != ".param" {
+        return None;
+    }
+    while let Some(word) = words.next() {
+        match word {
+            ".align" => align = Some(words.next()?.parse::<usize>().ok()?),
+            "[" => count = words.next()?.parse().ok()?,
+            ".ptr" | ".global" | ".const" | ".shared" | ".local" | "]" => {}
+            _ if unit.is_none() => {
+                unit = Some(match word {
+                    ".u8" | ".s8" | ".b8" => 1,
+                    ".u16" | ".s16" | ".b16" | ".f16" => 2,
+                    ".u32" | ".s32" | ".b32" | ".f32" | ".f16x2" => 4,
+                    ".u64" | ".s64" | ".b64" | ".f64" => 8,
+                    _ => return None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let unit: usize = unit?;
+    // For pointers, `.align` speaks of what they point at.
+    let align = if text.contains(".ptr") { unit } else { align.unwrap_or(unit) };
+    Some(Param { offset: end.checked_next_multiple_of(align.max(1))?, size: unit.checked_mul(count)? })
+}
+
+/// The entries of a PTX module.
+///
+/// # Errors
+/// `INVALID_PTX` for text that is not PTX, `UNSUPPORTED_PTX_VERSION` if it is too new.
+pub fn parse(text: &str) -> R<Vec<Entry>> {
+    let text = without_comments(text);
+    let version = text.trim_start().strip_prefix(".version").ok_or(INVALID_PTX)?;
+    let version = version.split_whitespace().next().and_then(|v| v.split_once('.')).ok_or(INVALID_PTX)?;
+    let version: (u32, u32) =
+        (version.0.parse().map_err(|_| INVALID_PTX)?, version.1.parse().map_err(|_| INVALID_PTX)?);
+    if version > VERSION_MAX {
+        return Err(UNSUPPORTED_PTX_VERSION);
+    }
+    if !text.contains(".target") {
+        return Err(INVALID_PTX);
+    }
+    let mut entries = Vec::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find(".entry") {
+        rest = rest[at + ".entry".len()..].trim_start();
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "_$%".contains(c))).ok_or(INVALID_PTX)?;
+        let name = rest[..end].to_owned();
+        rest = rest[end..].trim_start();
+        let mut params = Vec::new();
+        if let Some(list) = rest.strip_prefix('(') {
+            let close = list.find(')').ok_or(INVALID_PTX)?;
+            let mut offset = 0;
+            for text in list[..close].split(',').map(str::trim).filter(|t| !t.is_empty()) {
+                let param = parse_param(text, offset).ok_or(INVALID_PTX)?;
+                offset = param.offset + param.size;
+                params.push(param);
+            }
+            rest = &list[close + 1..];
+        }
+        if name.is_empty() || !rest.contains('{') {
+            return Err(INVALID_PTX);
+        }
+        entries.push(Entry { name, params });
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_and_parameter_layout() {
+        let text = "// a comment with .entry\n.version 7.0\n.target sm_70\n.address_size 64\n\
+            /* .entry hidden */ .visible .entry one(.param .u32 a, .param .u64 .ptr .global .align 16 p,\n\
+            .param .align 8 .b8 blob[12], .param .f32 x)\n{ ret; }\n.entry two { ret; }";
+        let entries = parse(text).unwrap();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[0].name, "one");
+        let layout: Vec<_> = entries[0].params.iter().map(|p| (p.offset, p.size)).collect();
+        assert_eq!(layout, [(0, 4), (8, 8), (16, 12), (28, 4)]);
+        assert_eq!(entries[0].params_bytes(), 32);
+        assert_eq!(entries[1].params, []);
+    }
+
+    #[test]
+    fn the_shipped_kernels_are_read() {
+        let entries = parse(include_str!("../../kernels/spillway.ptx")).unwrap();
+        for entry in &entries {
+            assert!(crate::kernels::Builtin::find(&entry.name, entry.params_bytes()).is_some(), "{}", entry.name);
+        }
+        assert_eq!(entries.len(), 6);
+    }
+
+    #[test]
+    fn what_is_not_ptx() {
+        assert_eq!(parse("hello"), Err(INVALID_PTX));
+        assert_eq!(parse(".version 7.0\n.target sm_70\n.entry x(.param .q9 a) {}"), Err(INVALID_PTX));
+        assert_eq!(parse(".version 99.0\n.target sm_70\n"), Err(UNSUPPORTED_PTX_VERSION));
+        assert_eq!(check_magic(*b"\x7fELF"), Err(NO_BINARY_FOR_GPU));
+        assert_eq!(check_magic([0x50, 0xed, 0x55, 0xba]), Err(NO_BINARY_FOR_GPU));
+        assert_eq!(check_magic(*b"abcd"), Err(INVALID_IMAGE));
+        assert_eq!(check_magic(*b"\n.ve"), Ok(()));
+    }
+}

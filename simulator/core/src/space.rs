@@ -1,0 +1,278 @@
+//! The device address space of this process: what is mapped where, and who may touch it.
+//!
+//! Addresses come from one inaccessible reservation, so that they are valid nowhere else and a
+//! CPU access faults as it would with a GPU. Work reaches memory through [`Space::translate`]
+//! only, each time it runs: what is not mapped, or not accessible to the device, is an
+//! `ILLEGAL_ADDRESS`, and a frame that was unmapped meanwhile is never touched.
+
+use crate::code::{ILLEGAL_ADDRESS, INVALID_VALUE, OUT_OF_MEMORY, R};
+use crate::config::{FRAME, GPUS_MAX};
+use crate::ranges::Ranges;
+use crate::shared::Shared;
+use crate::sync::lock;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Physical memory of one GPU; returned when the last mapping and handle are gone.
+pub struct Physical {
+    shared: &'static Shared,
+    pub gpu: u32,
+    pub frames: Vec<u32>,
+    /// Handle value, as the application knows it.
+    pub id: u64,
+    /// References by handles: creations and retentions less releases.
+    pub handles: AtomicU32,
+    /// `requestedHandleTypes` and the allocation flags of its properties.
+    pub handle_types: u32,
+    pub flags: [u8; 8],
+    /// The open description that keeps exported memory alive.
+    export: Mutex<Option<File>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0x5000_0000_1000);
+
+/// A handle value that no other object has; looks like a pointer and is none.
+#[must_use]
+pub fn fresh_id() -> u64 {
+    NEXT_ID.fetch_add(0x40, Ordering::Relaxed)
+}
+
+impl Physical {
+    /// Takes `bytes` (a multiple of [`FRAME`]) of `gpu`.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn new(shared: &'static Shared, gpu: u32, bytes: u64, handle_types: u32, flags: [u8; 8]) -> R<Arc<Self>> {
+        let frames = shared.take(gpu, bytes / FRAME)?;
+        Ok(Arc::new(Self {
+            shared,
+            gpu,
+            frames,
+            id: fresh_id(),
+            handles: AtomicU32::new(1),
+            handle_types,
+            flags,
+            export: Mutex::new(None),
+        }))
+    }
+
+    /// The memory behind an exported descriptor.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` if it is not one.
+    pub fn import(shared: &'static Shared, fd: i32) -> R<Arc<Self>> {
+        let (gpu, frames, file) = shared.import(fd).ok_or(INVALID_VALUE)?;
+        Ok(Arc::new(Self {
+            shared,
+            gpu,
+            frames,
+            id: fresh_id(),
+            handles: AtomicU32::new(1),
+            handle_types: 1,
+            flags: [0; 8],
+            export: Mutex::new(Some(file)),
+        }))
+    }
+
+    /// A descriptor of this memory for another process.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if there is no room for one more export.
+    pub fn export(&self) -> R<File> {
+        let mut export = lock(&self.export);
+        if export.is_none() {
+            *export = Some(self.shared.export(self.gpu, &self.frames)?);
+        }
+        export.as_ref().and_then(|file| file.try_clone().ok()).ok_or(OUT_OF_MEMORY)
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.frames.len() as u64 * FRAME
+    }
+
+    /// Where `offset` lies in this process, and how many bytes follow it without a jump.
+    #[must_use]
+    pub fn locate(&self, offset: u64) -> (*mut u8, u64) {
+        let index = (offset / FRAME) as usize;
+        let mut run = 1;
+        while run < 16 && self.frames.get(index + run) == Some(&(self.frames[index] + run as u32)) {
+            run += 1;
+        }
+        let within = offset % FRAME;
+        // SAFETY: `within` is inside the frame.
+        let at = unsafe { self.shared.frame(self.gpu, self.frames[index]).add(within as usize) };
+        (at, run as u64 * FRAME - within)
+    }
+}
+
+impl Drop for Physical {
+    fn drop(&mut self) {
+        let export = self.export.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(file) = export {
+            drop(file);
+            self.shared.exports_closed();
+        } else {
+            self.shared.release(self.gpu, &self.frames);
+        }
+    }
+}
+
+/// Reading and writing, as `CUmemAccess_flags` numbers them.
+pub const READ: u8 = 1;
+pub const READ_WRITE: u8 = 3;
+
+/// One mapping of physical memory.
+pub struct Region {
+    pub length: u64,
+    pub physical: Arc<Physical>,
+    pub access: [u8; GPUS_MAX],
+    /// Mapped by `cuMemMap`, not by an allocation call.
+    pub vmm: bool,
+}
+
+/// What an address belongs to, as the application sees it.
+#[derive(Clone, Debug)]
+pub struct Allocation {
+    pub start: u64,
+    pub length: u64,
+    pub gpu: u32,
+    /// Owner context; 0 if it has none.
+    pub context: u64,
+    /// Memory pool; 0 if it came from none.
+    pub pool: u64,
+    pub id: u64,
+}
+
+/// The address space. Guarded by a lock in `driver.rs`; work holds it for one piece at a time.
+pub struct Space {
+    pub start: u64,
+    pub end: u64,
+    free: Ranges,
+    pub regions: BTreeMap<u64, Region>,
+    pub reservations: BTreeMap<u64, u64>,
+    pub allocations: BTreeMap<u64, Allocation>,
+}
+
+const ARENA: u64 = 8 << 40;
+
+impl Space {
+    /// Reserves the addresses.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if the process may not have that many addresses.
+    pub fn new() -> R<Self> {
+        let mut length = ARENA;
+        let base = loop {
+            // SAFETY: a fresh private reservation that nothing can access.
+            let base = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    length as usize,
+                    libc::PROT_NONE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                    -1,
+                    0,
+                )
+            };
+            if base != libc::MAP_FAILED {
+                break base as u64;
+            }
+            length /= 2;
+            if length < 64 << 30 {
+                return Err(OUT_OF_MEMORY);
+            }
+        };
+        let start = base.next_multiple_of(FRAME);
+        let end = (base + length) / FRAME * FRAME;
+        Ok(Self {
+            start,
+            end,
+            free: Ranges::new(start, end - start),
+            regions: BTreeMap::new(),
+            reservations: BTreeMap::new(),
+            allocations: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the address is a device address at all.
+    #[must_use]
+    pub fn holds(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+
+    /// Addresses for `length` bytes (a multiple of [`FRAME`]), at `hint` if that is free.
+    pub fn take_addresses(&mut self, length: u64, alignment: u64, hint: u64) -> Option<u64> {
+        if hint != 0 && hint.is_multiple_of(alignment.max(FRAME)) && self.free.take_at(hint, length) {
+            return Some(hint);
+        }
+        self.free.take(length, alignment.max(FRAME))
+    }
+
+    pub fn give_addresses(&mut self, start: u64, length: u64) {
+        self.free.give(start, length);
+    }
+
+    /// The region that `address` lies in.
+    #[must_use]
+    pub fn region(&self, address: u64) -> Option<(u64, &Region)> {
+        let (start, region) = self.regions.range(..=address).next_back()?;
+        (address < start + region.length).then_some((*start, region))
+    }
+
+    /// The allocation that `address` lies in.
+    #[must_use]
+    pub fn allocation(&self, address: u64) -> Option<&Allocation> {
+        let (start, allocation) = self.allocations.range(..=address).next_back()?;
+        (address < start + allocation.length).then_some(allocation)
+    }
+
+    /// The reservation of `cuMemAddressReserve` that `address` lies in.
+    #[must_use]
+    pub fn reservation(&self, address: u64) -> Option<(u64, u64)> {
+        let (start, length) = self.reservations.range(..=address).next_back()?;
+        (address < start + length).then_some((*start, *length))
+    }
+
+    /// Whether any region overlaps the range.
+    #[must_use]
+    pub fn any_region(&self, start: u64, length: u64) -> bool {
+        self.regions.range(..start + length).next_back().is_some_and(|(s, r)| s + r.length > start)
+    }
+
+    /// The starts of the regions that fill the range exactly, with no gap and none sticking out.
+    #[must_use]
+    pub fn exactly(&self, start: u64, length: u64) -> Option<Vec<u64>> {
+        let mut at = start;
+        let mut found = Vec::new();
+        while at < start.checked_add(length)? {
+            let region = self.regions.get(&at)?;
+            found.push(at);
+            at += region.length;
+        }
+        (at == start + length && !found.is_empty()).then_some(found)
+    }
+
+    /// Where `address` lies in this process, and how many of at most `length` bytes follow there.
+    ///
+    /// # Errors
+    /// `ILLEGAL_ADDRESS` if it is not mapped or `device` may not do that; `None` as device asks
+    /// on behalf of a copy engine: any device's access will do.
+    pub fn translate(&self, address: u64, length: u64, device: Option<u32>, writes: bool) -> R<(*mut u8, u64)> {
+        let (start, region) = self.region(address).ok_or(ILLEGAL_ADDRESS)?;
+        let needed = if writes { READ_WRITE } else { READ };
+        let may = |gpu: usize| region.access[gpu] & needed == needed;
+        let allowed = match device {
+            Some(gpu) => may(gpu as usize),
+            None => (0..GPUS_MAX).any(may),
+        };
+        if !allowed {
+            return Err(ILLEGAL_ADDRESS);
+        }
+        let offset = address - start;
+        let (at, run) = region.physical.locate(offset);
+        Ok((at, run.min(region.length - offset).min(length)))
+    }
+}

@@ -1,0 +1,339 @@
+//! Graphs: building, instantiating, launching, and the state of captures.
+
+use crate::abi::{In, Out, exports};
+use crate::copy;
+use crate::fill;
+use crate::launch::{self, Shape};
+use crate::layout::{Copy3d, HostNode, KernelNode, KernelNode2, MemsetNode};
+use crate::submit::{stream, submit};
+use spillway_simulator_core::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R};
+use spillway_simulator_core::driver::{self, Driver};
+use spillway_simulator_core::event::State;
+use spillway_simulator_core::exec::{Callback, Fill, Op};
+use spillway_simulator_core::graph::{self, Exec, Graph};
+use spillway_simulator_core::space::fresh_id;
+use spillway_simulator_core::stream::Stream;
+use spillway_simulator_core::sync::lock;
+use std::ffi::c_char;
+use std::sync::{Arc, Mutex};
+
+/// The graph of a handle.
+///
+/// # Errors
+/// `INVALID_VALUE`.
+pub fn graph_of(driver: &Driver, handle: u64) -> R<Arc<Graph>> {
+    driver.graphs.get(handle).ok_or(INVALID_VALUE)
+}
+
+/// `CUstreamCaptureStatus` of a stream: none, active or invalidated.
+pub fn status(stream: &Stream) -> u32 {
+    match graph::current(stream) {
+        None => 0,
+        Some(capture) if capture.invalid() => 2,
+        Some(_) => 1,
+    }
+}
+
+/// Swaps the thread's capture mode with what the caller points at.
+///
+/// # Errors
+/// `INVALID_VALUE`.
+pub fn exchange(mode: Out<u32>) -> R {
+    mode.needed()?;
+    let wanted = In::<u32>::of(mode.raw() as u64).get()?;
+    mode.set(graph::exchange_mode(wanted)?)
+}
+
+fn add(out: Out<u64>, graph: u64, after: In<u64>, count: usize, kind: u32, op: impl FnOnce(&'static Driver) -> R<Op>) -> R {
+    out.needed()?;
+    let driver = driver::get()?;
+    let graph = graph_of(driver, graph)?;
+    let after = after.list(count)?;
+    let op = op(driver)?;
+    out.set(graph.add(kind, op, &after)?)
+}
+
+/// The work of a kernel node.
+///
+/// # Errors
+/// As for a launch.
+pub fn kernel_op(node: &KernelNode, kernel: u64) -> R<Op> {
+    let function = if node.function != 0 { node.function } else { kernel };
+    let shape = Shape { grid: node.grid, block: node.block, shared_bytes: node.shared_bytes };
+    let launch = launch::prepare(function, &shape, In::of(node.params), In::of(node.extra))?;
+    Ok(Op::Kernel(Arc::new(launch)))
+}
+
+/// The work of a memset node.
+///
+/// # Errors
+/// `INVALID_VALUE`.
+pub fn fill_op(node: &MemsetNode) -> R<Op> {
+    if !matches!(node.element, 1 | 2 | 4) {
+        return Err(INVALID_VALUE);
+    }
+    let fill = Fill {
+        target: node.target,
+        pitch: node.pitch as u64,
+        value: node.value,
+        element: node.element,
+        width: node.width as u64,
+        height: node.height as u64,
+    };
+    fill::check(&fill)?;
+    Ok(Op::Fill(fill))
+}
+
+fn instantiate(out: Out<u64>, graph: u64, flags: u64) -> R {
+    out.needed()?;
+    let driver = driver::get()?;
+    // AUTO_FREE_ON_LAUNCH, UPLOAD, USE_NODE_PRIORITY change nothing here; DEVICE_LAUNCH would.
+    if flags & !0xf != 0 {
+        return Err(INVALID_VALUE);
+    }
+    if flags & 4 != 0 {
+        return Err(NOT_SUPPORTED);
+    }
+    let plan = graph_of(driver, graph)?.plan()?;
+    let exec = Arc::new(Exec { id: fresh_id(), flags, plan: Mutex::new(plan) });
+    driver.execs.insert(exec.id, Arc::clone(&exec));
+    out.set(exec.id)
+}
+
+fn capture_info(handle: u64, per_thread: bool, state: Out<u32>, id: Out<u64>, graph: Out<u64>, nodes: Out<u64>, count: Out<usize>) -> R {
+    state.needed()?;
+    let stream = stream(handle, per_thread)?;
+    crate::submit::refuse_implicit(&stream)?;
+    state.set(status(&stream))?;
+    if let Some(capture) = graph::current(&stream) {
+        id.offer(capture.id);
+        if capture.invalid() {
+            return Ok(());
+        }
+        graph.offer(capture.graph.id);
+        let frontier = lock(&stream.frontier);
+        let ids: Vec<u64> = {
+            let all = lock(&capture.graph.nodes);
+            frontier.iter().filter_map(|i| all.get(*i)).map(|n| n.id).collect()
+        };
+        count.offer(ids.len());
+        nodes.offer(kept(ids));
+    }
+    Ok(())
+}
+
+/// Node lists handed out by address: the last one of each thread stays readable.
+fn kept(ids: Vec<u64>) -> u64 {
+    std::thread_local! {
+        static LAST: std::cell::RefCell<Vec<u64>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    LAST.with(|last| {
+        *last.borrow_mut() = ids;
+        last.borrow().as_ptr() as u64
+    })
+}
+
+fn update_dependencies(handle: u64, per_thread: bool, nodes: In<u64>, count: usize, flags: u32) -> R {
+    if flags > 1 {
+        return Err(INVALID_VALUE);
+    }
+    let stream = stream(handle, per_thread)?;
+    let capture = graph::current(&stream).ok_or(spillway_simulator_core::code::ILLEGAL_STATE)?;
+    let ids = nodes.list(count)?;
+    let mut frontier = lock(&stream.frontier);
+    let all = lock(&capture.graph.nodes);
+    let indices = ids.iter().map(|id| all.iter().position(|n| n.id == *id)).collect::<Option<Vec<_>>>().ok_or(INVALID_VALUE)?;
+    // 0 adds, 1 replaces.
+    if flags == 1 {
+        frontier.clear();
+    }
+    frontier.extend(indices);
+    Ok(())
+}
+
+exports! {
+    fn cuGraphCreate(out: Out<u64>, flags: u32) {
+        out.needed()?;
+        if flags != 0 {
+            return Err(INVALID_VALUE);
+        }
+        out.set(Graph::new(driver::get()?).id)
+    }
+
+    fn cuGraphDestroy(handle: u64) {
+        driver::get()?.graphs.remove(handle).map(|_| ()).ok_or(INVALID_VALUE)
+    }
+
+    fn cuGraphClone(out: Out<u64>, handle: u64) {
+        out.needed()?;
+        let driver = driver::get()?;
+        let original = graph_of(driver, handle)?;
+        let clone = Graph::new(driver);
+        let mut nodes = lock(&original.nodes).clone();
+        for node in &mut nodes {
+            node.id = fresh_id();
+        }
+        *lock(&clone.nodes) = nodes;
+        out.set(clone.id)
+    }
+
+    fn cuGraphAddEmptyNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize) {
+        add(out, graph, after, count, graph::EMPTY, |_| Ok(Op::Empty))
+    }
+
+    fn cuGraphAddKernelNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<KernelNode>) {
+        add(out, graph, after, count, graph::KERNEL, |_| kernel_op(&node.get()?, 0))
+    }
+
+    fn cuGraphAddKernelNode_v2(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<KernelNode2>) {
+        add(out, graph, after, count, graph::KERNEL, |_| {
+            let node = node.get()?;
+            kernel_op(&node.first, node.kernel)
+        })
+    }
+
+    fn cuGraphAddMemcpyNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<Copy3d>, context: u64) {
+        let _ = context;
+        add(out, graph, after, count, graph::MEMCPY, |_| Ok(Op::Copy(copy::shaped(&node.get()?)?.0)))
+    }
+
+    fn cuGraphAddMemsetNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<MemsetNode>, context: u64) {
+        let _ = context;
+        add(out, graph, after, count, graph::MEMSET, |_| fill_op(&node.get()?))
+    }
+
+    fn cuGraphAddHostNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<HostNode>) {
+        add(out, graph, after, count, graph::HOST, |_| {
+            let node = node.get()?;
+            Ok(Op::Callback(Callback::Host(node.function.ok_or(INVALID_VALUE)?, node.data as usize)))
+        })
+    }
+
+    fn cuGraphAddChildGraphNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, child: u64) {
+        add(out, graph, after, count, graph::CHILD, |driver| Ok(Op::Graph(graph_of(driver, child)?.plan()?)))
+    }
+
+    fn cuGraphAddEventRecordNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, event: u64) {
+        add(out, graph, after, count, graph::RECORD_EVENT, |driver| {
+            driver.events.get(event).ok_or(INVALID_HANDLE).map(|e| Op::RecordEvent(e))
+        })
+    }
+
+    fn cuGraphAddEventWaitNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, event: u64) {
+        add(out, graph, after, count, graph::WAIT_EVENT, |driver| {
+            let event = driver.events.get(event).ok_or(INVALID_HANDLE)?;
+            Ok(match event.state() {
+                State::Recorded(marker) => Op::Wait(marker),
+                _ => Op::Empty,
+            })
+        })
+    }
+
+    fn cuGraphAddDependencies(graph: u64, from: In<u64>, to: In<u64>, count: usize) {
+        let graph = graph_of(driver::get()?, graph)?;
+        let (from, to) = (from.list(count)?, to.list(count)?);
+        let mut nodes = lock(&graph.nodes);
+        for (from, to) in from.iter().zip(&to) {
+            let source = nodes.iter().position(|n| n.id == *from).ok_or(INVALID_VALUE)?;
+            let target = nodes.iter_mut().find(|n| n.id == *to).ok_or(INVALID_VALUE)?;
+            if !target.after.contains(&source) {
+                target.after.push(source);
+            }
+        }
+        Ok(())
+    }
+
+    fn cuGraphInstantiate(out: Out<u64>, graph: u64, node: Out<u64>, log: In<c_char>, bytes: usize) {
+        let _ = (log, bytes);
+        node.offer(0);
+        instantiate(out, graph, 0)
+    }
+
+    fn cuGraphInstantiate_v2(out: Out<u64>, graph: u64, node: Out<u64>, log: In<c_char>, bytes: usize) {
+        let _ = (log, bytes);
+        node.offer(0);
+        instantiate(out, graph, 0)
+    }
+
+    fn cuGraphInstantiateWithFlags(out: Out<u64>, graph: u64, flags: u64) {
+        instantiate(out, graph, flags)
+    }
+
+    fn cuGraphInstantiateWithParams / cuGraphInstantiateWithParams_ptsz [per_thread] (out: Out<u64>, graph: u64, params: Out<[u64; 4]>) {
+        let _ = per_thread;
+        params.needed()?;
+        let mut given = In::<[u64; 4]>::of(params.raw() as u64).get()?;
+        instantiate(out, graph, given[0])?;
+        // Upload stream stays; no failed node; result 0 is success.
+        given[2] = 0;
+        given[3] = 0;
+        params.set(given)
+    }
+
+    fn cuGraphExecGetFlags(exec: u64, flags: Out<u64>) {
+        flags.set(driver::get()?.execs.get(exec).ok_or(INVALID_VALUE)?.flags)
+    }
+
+    fn cuGraphExecDestroy(exec: u64) {
+        driver::get()?.execs.remove(exec).map(|_| ()).ok_or(INVALID_VALUE)
+    }
+
+    fn cuGraphLaunch / cuGraphLaunch_ptsz [per_thread] (exec: u64, on: u64) {
+        let driver = driver::get()?;
+        let stream = stream(on, per_thread)?;
+        let exec = driver.execs.get(exec).ok_or(INVALID_VALUE)?;
+        let plan = Arc::clone(&lock(&exec.plan));
+        submit(&stream, graph::CHILD, Op::Graph(plan)).map(|_| ())
+    }
+
+    fn cuGraphUpload / cuGraphUpload_ptsz [per_thread] (exec: u64, on: u64) {
+        driver::get()?.execs.get(exec).ok_or(INVALID_VALUE)?;
+        let stream = stream(on, per_thread)?;
+        submit(&stream, graph::EMPTY, Op::Empty).map(|_| ())
+    }
+
+    fn cuStreamBeginCaptureToGraph / cuStreamBeginCaptureToGraph_ptsz [per_thread] (
+        handle: u64, graph: u64, after: In<u64>, edges: In<u64>, count: usize, mode: u32,
+    ) {
+        let _ = edges;
+        let driver = driver::get()?;
+        let graph = graph_of(driver, graph)?;
+        let after = after.list(count)?;
+        let frontier = {
+            let nodes = lock(&graph.nodes);
+            after.iter().map(|id| nodes.iter().position(|n| n.id == *id)).collect::<Option<Vec<_>>>().ok_or(INVALID_VALUE)?
+        };
+        graph::begin(driver, &stream(handle, per_thread)?, mode, Some(graph), frontier)
+    }
+
+    fn cuStreamGetCaptureInfo / cuStreamGetCaptureInfo_ptsz [per_thread] (handle: u64, state: Out<u32>, id: Out<u64>) {
+        capture_info(handle, per_thread, state, id, Out::none(), Out::none(), Out::none())
+    }
+
+    fn cuStreamGetCaptureInfo_v2 / cuStreamGetCaptureInfo_v2_ptsz [per_thread] (
+        handle: u64, state: Out<u32>, id: Out<u64>, graph: Out<u64>, nodes: Out<u64>, count: Out<usize>,
+    ) {
+        capture_info(handle, per_thread, state, id, graph, nodes, count)
+    }
+
+    fn cuStreamGetCaptureInfo_v3 / cuStreamGetCaptureInfo_v3_ptsz [per_thread] (
+        handle: u64, state: Out<u32>, id: Out<u64>, graph: Out<u64>, nodes: Out<u64>, edges: Out<u64>, count: Out<usize>,
+    ) {
+        // Edges carry no data.
+        edges.offer(0);
+        capture_info(handle, per_thread, state, id, graph, nodes, count)
+    }
+
+    fn cuStreamUpdateCaptureDependencies / cuStreamUpdateCaptureDependencies_ptsz [per_thread] (
+        handle: u64, nodes: In<u64>, count: usize, flags: u32,
+    ) {
+        update_dependencies(handle, per_thread, nodes, count, flags)
+    }
+
+    fn cuStreamUpdateCaptureDependencies_v2 / cuStreamUpdateCaptureDependencies_v2_ptsz [per_thread] (
+        handle: u64, nodes: In<u64>, edges: In<u64>, count: usize, flags: u32,
+    ) {
+        let _ = edges;
+        update_dependencies(handle, per_thread, nodes, count, flags)
+    }
+}

@@ -1,0 +1,87 @@
+//! What is in a graph.
+
+use crate::abi::{In, Out, exports};
+use crate::graph::graph_of;
+use spillway_simulator_core::code::{INVALID_VALUE, R};
+use spillway_simulator_core::driver;
+use spillway_simulator_core::graph::Node;
+use spillway_simulator_core::sync::lock;
+
+/// Answers a list query: the count, and as many elements as the caller has room for.
+fn list(out: Out<u64>, count: Out<usize>, ids: &[u64]) -> R {
+    count.needed()?;
+    if !out.is_null() {
+        let room = In::<usize>::of(count.raw() as u64).get()?;
+        for index in 0..room {
+            out.set_at(index, ids.get(index).copied().unwrap_or(0))?;
+        }
+        return count.set(ids.len().min(room));
+    }
+    count.set(ids.len())
+}
+
+/// The node of a handle, whichever graph it is in.
+fn with_node<T>(handle: u64, f: impl Fn(&[Node], usize) -> T) -> R<T> {
+    for graph in driver::get()?.graphs.all() {
+        let nodes = lock(&graph.nodes);
+        if let Some(index) = nodes.iter().position(|n| n.id == handle) {
+            return Ok(f(&nodes, index));
+        }
+    }
+    Err(INVALID_VALUE)
+}
+
+fn edges(graph: u64, from: Out<u64>, to: Out<u64>, count: Out<usize>) -> R {
+    let graph = graph_of(driver::get()?, graph)?;
+    let nodes = lock(&graph.nodes);
+    let all: Vec<(u64, u64)> =
+        nodes.iter().flat_map(|n| n.after.iter().map(|a| (nodes[*a].id, n.id)).collect::<Vec<_>>()).collect();
+    drop(nodes);
+    count.needed()?;
+    if from.is_null() != to.is_null() {
+        return Err(INVALID_VALUE);
+    }
+    if from.is_null() {
+        return count.set(all.len());
+    }
+    let room = In::<usize>::of(count.raw() as u64).get()?;
+    for (index, (source, target)) in all.iter().take(room).enumerate() {
+        from.set_at(index, *source)?;
+        to.set_at(index, *target)?;
+    }
+    count.set(all.len().min(room))
+}
+
+exports! {
+    fn cuGraphGetNodes(graph: u64, out: Out<u64>, count: Out<usize>) {
+        let graph = graph_of(driver::get()?, graph)?;
+        let ids: Vec<u64> = lock(&graph.nodes).iter().map(|n| n.id).collect();
+        list(out, count, &ids)
+    }
+
+    fn cuGraphGetRootNodes(graph: u64, out: Out<u64>, count: Out<usize>) {
+        let graph = graph_of(driver::get()?, graph)?;
+        let ids: Vec<u64> = lock(&graph.nodes).iter().filter(|n| n.after.is_empty()).map(|n| n.id).collect();
+        list(out, count, &ids)
+    }
+
+    fn cuGraphGetEdges(graph: u64, from: Out<u64>, to: Out<u64>, count: Out<usize>) {
+        edges(graph, from, to, count)
+    }
+
+    fn cuGraphNodeGetType(node: u64, out: Out<u32>) {
+        out.set(with_node(node, |nodes, index| nodes[index].kind)?)
+    }
+
+    fn cuGraphNodeGetDependencies(node: u64, out: Out<u64>, count: Out<usize>) {
+        let ids = with_node(node, |nodes, index| nodes[index].after.iter().map(|a| nodes[*a].id).collect::<Vec<_>>())?;
+        list(out, count, &ids)
+    }
+
+    fn cuGraphNodeGetDependentNodes(node: u64, out: Out<u64>, count: Out<usize>) {
+        let ids = with_node(node, |nodes, index| {
+            nodes.iter().filter(|n| n.after.contains(&index)).map(|n| n.id).collect::<Vec<_>>()
+        })?;
+        list(out, count, &ids)
+    }
+}

@@ -1,0 +1,137 @@
+//! Device memory of the classic kind: allocation, freeing, queries.
+
+use crate::abi::{Out, exports};
+use crate::submit::here;
+use spillway_simulator_core::classic::{self, Request};
+use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R};
+use spillway_simulator_core::config::FRAME;
+use spillway_simulator_core::driver;
+use spillway_simulator_core::graph;
+use spillway_simulator_core::host::{HostRegion, Kind};
+use spillway_simulator_core::space::{Physical, fresh_id};
+use spillway_simulator_core::sync::{read, write};
+
+/// Allocates for the current context.
+///
+/// # Errors
+/// `INVALID_VALUE`, `OUT_OF_MEMORY`, and a capture's refusal.
+pub fn allocate(bytes: u64) -> R<u64> {
+    let (driver, context) = here()?;
+    graph::allow_unsafe(driver)?;
+    let request = Request { gpu: context.gpu, context: context.id, pool: 0, blocks: &context.blocks };
+    let first = classic::allocate(driver, &request, bytes);
+    if first == Err(spillway_simulator_core::code::OUT_OF_MEMORY) {
+        driver.trim_pools(context.gpu, true);
+        return classic::allocate(driver, &request, bytes);
+    }
+    first
+}
+
+exports! {
+    fn cuMemGetInfo_v2(free: Out<usize>, total: Out<usize>) {
+        free.needed()?;
+        let (driver, context) = here()?;
+        let memory = driver.shared.config().memory;
+        free.set((memory - driver.shared.used(context.gpu)) as usize)?;
+        total.set(memory as usize)
+    }
+
+    fn cuMemAlloc_v2(out: Out<u64>, bytes: usize) {
+        out.needed()?;
+        out.set(allocate(bytes as u64)?)
+    }
+
+    fn cuMemAllocPitch_v2(out: Out<u64>, pitch: Out<usize>, width: usize, height: usize, element: u32) {
+        out.needed()?;
+        pitch.needed()?;
+        if !matches!(element, 4 | 8 | 16) || width == 0 || height == 0 {
+            return Err(INVALID_VALUE);
+        }
+        let row = width.checked_next_multiple_of(512).ok_or(INVALID_VALUE)?;
+        let address = allocate(row.checked_mul(height).ok_or(INVALID_VALUE)? as u64)?;
+        pitch.set(row)?;
+        out.set(address)
+    }
+
+    fn cuMemFree_v2(address: u64) {
+        let (driver, _) = here()?;
+        if address == 0 {
+            return Ok(());
+        }
+        graph::allow_unsafe(driver)?;
+        let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
+        if managed {
+            for context in driver.contexts.all() {
+                context.drain();
+            }
+            return write(&driver.host).free(address, true);
+        }
+        classic::free_and_wait(driver, address)
+    }
+
+    fn cuMemAllocManaged(out: Out<u64>, bytes: usize, flags: u32) {
+        out.needed()?;
+        let (driver, context) = here()?;
+        graph::allow_unsafe(driver)?;
+        if bytes == 0 || !matches!(flags, 1 | 2) {
+            return Err(INVALID_VALUE);
+        }
+        let length = (bytes as u64).next_multiple_of(FRAME);
+        let charge = Physical::new(driver.shared, context.gpu, length, 0, [0; 8])?;
+        let region = HostRegion {
+            start: 0,
+            length: bytes as u64,
+            kind: Kind::Managed,
+            flags,
+            context: context.id,
+            gpu: context.gpu,
+            id: fresh_id(),
+            charge: Some(charge),
+        };
+        let address = write(&driver.host).allocate(region)?;
+        out.set(address)
+    }
+
+    fn cuMemGetAddressRange_v2(base: Out<u64>, size: Out<usize>, address: u64) {
+        let (driver, _) = here()?;
+        let space = read(&driver.space);
+        let found = match space.allocation(address) {
+            Some(allocation) => Some((allocation.start, allocation.length)),
+            None => space.region(address).filter(|r| r.1.vmm).map(|(start, region)| (start, region.length)),
+        };
+        drop(space);
+        let known = || read(&driver.host).find(address).map(|r| (r.start, r.length));
+        let (start, length) = found.or_else(known).ok_or(NOT_FOUND)?;
+        base.offer(start);
+        size.offer(length as usize);
+        Ok(())
+    }
+
+    fn cuMemPrefetchAsync / cuMemPrefetchAsync_ptsz [per_thread] (address: u64, bytes: usize, ordinal: i32, on: u64) {
+        let _ = (bytes, ordinal);
+        let driver = driver::get()?;
+        let stream = crate::submit::stream(on, per_thread)?;
+        let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
+        if !managed {
+            return Err(INVALID_VALUE);
+        }
+        crate::submit::submit(&stream, graph::EMPTY, spillway_simulator_core::exec::Op::Empty).map(|_| ())
+    }
+
+    fn cuMemAdvise(address: u64, bytes: usize, advice: i32, ordinal: i32) {
+        let _ = (bytes, ordinal);
+        let driver = driver::get()?;
+        let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
+        if managed && (1..=6).contains(&advice) { Ok(()) } else { Err(INVALID_VALUE) }
+    }
+
+    fn cuIpcGetMemHandle(out: Out<[u64; 8]>, address: u64) {
+        out.needed()?;
+        let (driver, _) = here()?;
+        let space = read(&driver.space);
+        if space.allocation(address).is_none_or(|a| a.pool != 0) {
+            return Err(INVALID_VALUE);
+        }
+        Err(NOT_SUPPORTED)
+    }
+}

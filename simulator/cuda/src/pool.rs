@@ -1,0 +1,171 @@
+//! Stream-ordered allocation and memory pools.
+
+use crate::abi::{In, Out, exports};
+use crate::device::device;
+use crate::layout::{AccessDescriptor, LOCATION_DEVICE, Location, PoolProperties};
+use crate::submit::{here, stream};
+use spillway_simulator_core::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R};
+use spillway_simulator_core::driver::{self, Driver};
+use spillway_simulator_core::exec::Op;
+use spillway_simulator_core::graph::{self, MEM_ALLOC, MEM_FREE};
+use spillway_simulator_core::pool::{self, Pool};
+use spillway_simulator_core::sync::lock;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+fn pool_of(driver: &Driver, handle: u64) -> R<Arc<Pool>> {
+    driver.pools.get(handle).filter(|p| !p.destroyed()).ok_or(INVALID_VALUE)
+}
+
+fn current_pool(driver: &Driver, gpu: u32) -> R<Arc<Pool>> {
+    let id = *lock(&driver.current_pools[gpu as usize]);
+    pool_of(driver, id)
+}
+
+fn allocate(out: Out<u64>, bytes: usize, from: Option<u64>, on: u64, per_thread: bool) -> R {
+    out.needed()?;
+    let (driver, context) = here()?;
+    let stream = stream(on, per_thread)?;
+    crate::submit::refuse_implicit(&stream)?;
+    stream.context.check()?;
+    let pool = match from {
+        Some(handle) => pool_of(driver, handle)?,
+        None => current_pool(driver, context.gpu)?,
+    };
+    let capture = graph::current(&stream);
+    if let Some(capture) = &capture {
+        if capture.invalid() {
+            return Err(spillway_simulator_core::code::STREAM_CAPTURE_INVALIDATED);
+        }
+    }
+    let address = pool.allocate(driver, bytes as u64)?;
+    if let Some(capture) = capture {
+        capture.own_memory(address);
+        capture.record(&stream, MEM_ALLOC, Op::Empty)?;
+    }
+    out.set(address)
+}
+
+exports! {
+    fn cuMemAllocAsync / cuMemAllocAsync_ptsz [per_thread] (out: Out<u64>, bytes: usize, on: u64) {
+        allocate(out, bytes, None, on, per_thread)
+    }
+
+    fn cuMemAllocFromPoolAsync / cuMemAllocFromPoolAsync_ptsz [per_thread] (out: Out<u64>, bytes: usize, pool: u64, on: u64) {
+        allocate(out, bytes, Some(pool), on, per_thread)
+    }
+
+    fn cuMemFreeAsync / cuMemFreeAsync_ptsz [per_thread] (address: u64, on: u64) {
+        let driver = driver::get()?;
+        let stream = stream(on, per_thread)?;
+        stream.context.check()?;
+        crate::submit::refuse_implicit(&stream)?;
+        if let Some(capture) = graph::current(&stream) {
+            // Memory of a graph stays with the graph.
+            return capture.record(&stream, MEM_FREE, Op::Empty).map(|_| ());
+        }
+        pool::free_async(driver, &stream, address)
+    }
+
+    fn cuDeviceGetDefaultMemPool(out: Out<u64>, ordinal: i32) {
+        let (driver, gpu) = device(ordinal)?;
+        out.set(driver.default_pools[gpu as usize].id)
+    }
+
+    fn cuDeviceGetMemPool(out: Out<u64>, ordinal: i32) {
+        let (driver, gpu) = device(ordinal)?;
+        out.set(current_pool(driver, gpu)?.id)
+    }
+
+    fn cuDeviceSetMemPool(ordinal: i32, pool: u64) {
+        let (driver, gpu) = device(ordinal)?;
+        let pool = pool_of(driver, pool)?;
+        if pool.gpu != gpu {
+            return Err(INVALID_VALUE);
+        }
+        *lock(&driver.current_pools[gpu as usize]) = pool.id;
+        Ok(())
+    }
+
+    fn cuMemPoolCreate(out: Out<u64>, props: In<PoolProperties>) {
+        let driver = driver::get()?;
+        out.needed()?;
+        let props = props.get()?;
+        if props.kind != 1 {
+            return Err(INVALID_VALUE);
+        }
+        if props.handle_types != 0 || props.location.kind != LOCATION_DEVICE {
+            return Err(NOT_SUPPORTED);
+        }
+        let (_, gpu) = device(props.location.id)?;
+        let pool = Pool::new(gpu, false);
+        driver.pools.insert(pool.id, Arc::clone(&pool));
+        out.set(pool.id)
+    }
+
+    fn cuMemPoolDestroy(handle: u64) {
+        let driver = driver::get()?;
+        let pool = pool_of(driver, handle)?;
+        if pool.default {
+            return Err(INVALID_VALUE);
+        }
+        let mut current = lock(&driver.current_pools[pool.gpu as usize]);
+        if *current == pool.id {
+            *current = driver.default_pools[pool.gpu as usize].id;
+        }
+        drop(current);
+        pool.destroy(driver);
+        Ok(())
+    }
+
+    fn cuMemPoolGetAttribute(handle: u64, attribute: i32, out: Out<c_void>) {
+        let driver = driver::get()?;
+        out.needed()?;
+        let value = pool_of(driver, handle)?.attribute(attribute)?;
+        // The first three are ints.
+        let bytes = value.to_le_bytes();
+        crate::abi::put_bytes(out.raw(), if attribute <= 3 { &bytes[..4] } else { &bytes });
+        Ok(())
+    }
+
+    fn cuMemPoolSetAttribute(handle: u64, attribute: i32, value: In<u32>) {
+        let driver = driver::get()?;
+        let low = u64::from(value.get()?);
+        let high = if attribute <= 3 { 0 } else { u64::from(value.at(1)?) };
+        pool_of(driver, handle)?.set_attribute(attribute, high << 32 | low)
+    }
+
+    fn cuMemPoolTrimTo(handle: u64, keep: usize) {
+        let driver = driver::get()?;
+        pool_of(driver, handle)?.trim(driver, keep as u64);
+        Ok(())
+    }
+
+    fn cuMemPoolSetAccess(handle: u64, descriptors: In<AccessDescriptor>, count: usize) {
+        let driver = driver::get()?;
+        let pool = pool_of(driver, handle)?;
+        for descriptor in descriptors.list(count)? {
+            let (_, gpu) = device(descriptor.location.id)?;
+            if gpu == pool.gpu && descriptor.flags != 3 {
+                return Err(INVALID_VALUE);
+            }
+            if gpu != pool.gpu {
+                return Err(NOT_SUPPORTED);
+            }
+        }
+        Ok(())
+    }
+
+    fn cuMemPoolGetAccess(out: Out<u32>, handle: u64, location: In<Location>) {
+        let driver = driver::get()?;
+        let pool = pool_of(driver, handle)?;
+        let (_, gpu) = device(location.get()?.id)?;
+        out.set(if gpu == pool.gpu { 3 } else { 0 })
+    }
+
+    fn cuMemPoolExportToShareableHandle(out: Out<c_void>, handle: u64, kind: u32, flags: u64) {
+        let _ = (out, kind, flags);
+        pool_of(driver::get()?, handle).map_err(|_| INVALID_HANDLE)?;
+        Err(NOT_SUPPORTED)
+    }
+}

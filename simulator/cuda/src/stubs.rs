@@ -1,0 +1,3 @@
+//! Every public name that is not implemented.
+
+include!(concat!(env!("OUT_DIR"), "/stubs.rs"));
