@@ -94,9 +94,9 @@ pub fn symbol(library: Library, name: &CStr) -> *mut c_void {
 }
 
 /// Looks `name` up and puts it into its slot.
-#[cold]
-pub(crate) fn resolve<F: Function>(library: Library, name: &CStr, slot: &Slot<F>) -> Option<F> {
-    let address = symbol(library, name);
+#[inline]
+pub(crate) fn resolve<F: Function>(library: Library, name: &'static CStr, slot: &Slot<F>) -> Option<F> {
+    let address = symbol_or_null(library, name.as_ptr());
     if address.is_null() {
         return None;
     }
@@ -104,4 +104,13 @@ pub(crate) fn resolve<F: Function>(library: Library, name: &CStr, slot: &Slot<F>
     let real = unsafe { core::mem::transmute_copy::<*mut c_void, F>(&address) };
     slot.set(real);
     Some(real)
+}
+
+/// [`symbol`], in a form that cannot unwind: a stub's frame stays on the stack while the driver runs, and
+/// must not need a landing pad (see [`crate::gate::settle`]).
+#[cold]
+#[inline(never)]
+extern "C" fn symbol_or_null(library: Library, name: *const c_char) -> *mut c_void {
+    // SAFETY: `resolve` passes a C string.
+    symbol(library, unsafe { CStr::from_ptr(name) })
 }

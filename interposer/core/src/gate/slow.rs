@@ -9,6 +9,7 @@ use std::time::Instant;
 
 /// How a settled entry has to be left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 #[must_use]
 pub struct Pass {
     /// The shared counter of late threads counts this one too.
@@ -26,9 +27,13 @@ pub fn set_on_wait(wake: fn()) {
 
 /// Completes an entry whose `arrive` has been done: on return the thread is inside. Waits while the gate
 /// is closed. To be undone by [`leave_settled`].
+///
+/// "C" so that it cannot unwind: the exports' slow parts, which stay on the stack while the driver runs,
+/// then need no landing pads, and a `pthread_exit` or a cancellation inside the driver passes them
+/// whatever unwinder this library was linked with.
 #[cold]
 #[inline(never)]
-pub fn settle() -> Pass {
+pub extern "C" fn settle() -> Pass {
     let thread = registry::current();
     loop {
         if thread.word.load(Ordering::Relaxed) & (SLOW | LATE) == SLOW {
@@ -58,7 +63,7 @@ pub fn settle() -> Pass {
 /// The first call of all: starts the gate and begins an entry, to be completed by [`settle`].
 #[cold]
 #[inline(never)]
-pub fn start_and_arrive() {
+pub extern "C" fn start_and_arrive() {
     start();
     // SAFETY: started.
     unsafe { word::arrive(LINE.offset.load(Ordering::Relaxed)) };
@@ -66,7 +71,7 @@ pub fn start_and_arrive() {
 
 /// Leaves what [`settle`] entered.
 #[inline]
-pub fn leave_settled(pass: Pass) {
+pub extern "C" fn leave_settled(pass: Pass) {
     leave(pass);
 }
 

@@ -129,7 +129,10 @@ fn teardown(
         return destroy();
     };
     runtime.teardown_begun();
-    let status = destroy();
+    let status = match context {
+        Some(context) => runtime.destroying(context, destroy),
+        None => destroy(),
+    };
     if let (true, Some(context)) = (status.is_success(), context)
         && gone()
     {
@@ -255,10 +258,19 @@ pub unsafe fn cuGreenCtxStreamCreate(
 }
 
 fn destroy_stream(stream: *mut c_void, destroy: impl FnOnce() -> Status) -> Status {
-    let status = destroy();
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        lock(&runtime.contexts).remove_stream(stream as usize);
-        runtime.forget_stream(stream as usize);
+    let Some(runtime) = limited() else {
+        return destroy();
+    };
+    let handle = stream as usize;
+    // Forgotten before it is destroyed: another thread may get the same handle for a new stream.
+    let owner = lock(&runtime.contexts).context_of_stream(handle);
+    let status = runtime.destroying(handle, || {
+        lock(&runtime.contexts).remove_stream(handle);
+        runtime.forget_stream(handle);
+        destroy()
+    });
+    if let (false, Some(context)) = (status.is_success(), owner) {
+        lock(&runtime.contexts).add_stream(context, handle);
     }
     status
 }

@@ -78,20 +78,24 @@ fn streams_idle(runtime: &Runtime) -> bool {
             .map(|c| (c, contexts.streams_of(c)))
             .collect()
     };
-    contexts.into_iter().all(|(context, streams)| {
-        vmm::in_context(context, || {
-            runtime.relaxed(|| {
-                // Stream 0 is the legacy stream.
-                let asked = std::iter::once(0).chain(streams.into_iter().take(STREAMS));
-                for stream in asked {
-                    // SAFETY: a stream of the application; one that is gone is refused.
-                    let status = unsafe { call::cuStreamQuery(stream as *mut _) };
-                    if status == Status::NOT_READY {
-                        return Err(status);
-                    }
-                }
-                Ok(())
-            })
-        }) != Err(Status::NOT_READY)
-    })
+    let busy = contexts.into_iter().any(|(context, streams)| {
+        let asked = runtime.using(context, || {
+            vmm::in_context(context, || Ok(any_busy(runtime, &streams)))
+        });
+        asked == Some(Ok(true))
+    });
+    !busy
+}
+
+fn any_busy(runtime: &Runtime, streams: &[usize]) -> bool {
+    // SAFETY: stream 0 is the current context's legacy stream.
+    let legacy = unsafe { call::cuStreamQuery(std::ptr::null_mut()) };
+    legacy == Status::NOT_READY
+        || streams.iter().take(STREAMS).any(|&stream| {
+            let asked = runtime.using(stream, || {
+                // SAFETY: a stream of the application that is not being destroyed.
+                unsafe { call::cuStreamQuery(stream as *mut _) }
+            });
+            asked == Some(Status::NOT_READY)
+        })
 }

@@ -11,6 +11,7 @@ use super::Worker;
 use crate::driver::{Status, call};
 use crate::gate::{self, CloseError};
 use crate::lock;
+use crate::runtime::Runtime;
 use crate::vmm;
 
 /// Waits for contexts on a thread of its own: the driver's wait has no deadline, so the pager must
@@ -24,9 +25,14 @@ pub struct Drainer {
 
 impl Drainer {
     /// Waits until every context is idle; `None`: not by then.
-    fn wait(&mut self, contexts: Vec<usize>, until: Instant) -> Option<Result<(), Status>> {
+    fn wait(
+        &mut self,
+        runtime: &'static Runtime,
+        contexts: Vec<usize>,
+        until: Instant,
+    ) -> Option<Result<(), Status>> {
         if self.helper.is_none() {
-            self.helper = spawn();
+            self.helper = spawn(runtime);
         }
         let (requests, answers) = self.helper.as_ref()?;
         let left = || until.saturating_duration_since(Instant::now());
@@ -53,7 +59,7 @@ impl Drainer {
 
 type Helper = (Sender<Vec<usize>>, Receiver<Result<(), Status>>);
 
-fn spawn() -> Option<Helper> {
+fn spawn(runtime: &'static Runtime) -> Option<Helper> {
     let (requests, inbox) = channel::<Vec<usize>>();
     let (outbox, answers) = channel();
     // Spawned by the pager's thread, so it inherits a mask that blocks every signal.
@@ -61,14 +67,18 @@ fn spawn() -> Option<Helper> {
         .name("spillway-drain".into())
         .spawn(move || {
             gate::exempt_current_thread();
+            super::relax();
             for contexts in inbox {
                 let mut outcome = Ok(());
                 for context in contexts {
-                    let waited = vmm::in_context(context, || {
-                        // SAFETY: no pointers are involved.
-                        unsafe { call::cuCtxSynchronize() }.ok()
+                    let waited = runtime.using(context, || {
+                        vmm::in_context(context, || {
+                            // SAFETY: no pointers are involved.
+                            unsafe { call::cuCtxSynchronize() }.ok()
+                        })
                     });
-                    outcome = outcome.and(waited);
+                    // A context that is being destroyed has nothing left to wait for.
+                    outcome = outcome.and(waited.unwrap_or(Ok(())));
                 }
                 if outbox.send(outcome).is_err() {
                     return;
@@ -117,7 +127,7 @@ impl Worker {
             return Err("a stream capture is open".to_owned());
         }
         let contexts = lock(&self.runtime.contexts).all();
-        match self.drainer.wait(contexts, until) {
+        match self.drainer.wait(self.runtime, contexts, until) {
             None => Err("work on the GPU did not finish in time".to_owned()),
             Some(Err(why)) => Err(format!(
                 "a context is broken or gone (driver error {})",
@@ -140,7 +150,10 @@ impl Worker {
             // Only a created stream can be asked from here; a default one counts until its end.
             let created = lock(&self.runtime.contexts).context_of_stream(stream);
             let still = created.is_none_or(|context| {
-                vmm::in_context(context, || Ok(vmm::is_capturing(stream))).unwrap_or(false)
+                let asked = self.runtime.using(stream, || {
+                    vmm::in_context(context, || Ok(vmm::is_capturing(stream)))
+                });
+                asked == Some(Ok(true))
             });
             if still {
                 any = true;

@@ -113,10 +113,13 @@ impl HostMemory {
             return false;
         };
         let bytes = usize::try_from(mapped.segment.bytes).unwrap_or(0);
-        let status = vmm::in_context(context, || {
-            // SAFETY: a mapping of ours of that size, unmapped only after it is unregistered.
-            unsafe { call::cuMemHostRegister_v2(mapped.address.cast(), bytes, PORTABLE) }.ok()
+        let status = runtime.using(context, || {
+            vmm::in_context(context, || {
+                // SAFETY: a mapping of ours of that size, unmapped only after it is unregistered.
+                unsafe { call::cuMemHostRegister_v2(mapped.address.cast(), bytes, PORTABLE) }.ok()
+            })
         });
+        let Some(status) = status else { return false };
         match status {
             Ok(()) | Err(Status(ALREADY_REGISTERED)) => mapped.registered_in = Some(context),
             Err(why) => {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use spillway_protocol::page::{Command, State, command, state};
 
+use crate::driver::call;
 use crate::gate;
 use crate::lock;
 use crate::runtime::{self, Runtime};
@@ -96,6 +97,7 @@ pub fn spawn(runtime: &'static Runtime) {
         .name("spillway-pager".into())
         .spawn(move || {
             gate::exempt_current_thread();
+            relax();
             Worker::new(runtime).run();
         });
     // SAFETY: the mask that was in force.
@@ -107,6 +109,16 @@ pub fn spawn(runtime: &'static Runtime) {
         );
         crate::say::error!("no thread could be started: this process cannot be swapped");
     }
+}
+
+/// Puts the calling thread's captures in relaxed mode for good, so that no call of ours ever spoils a
+/// capture of the program. For threads of ours.
+fn relax() {
+    /// `CU_STREAM_CAPTURE_MODE_RELAXED`
+    const RELAXED: u32 = 2;
+    let mut mode = RELAXED;
+    // SAFETY: the driver exchanges one integer.
+    let _ = unsafe { call::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
 }
 
 /// Where the process stands.
@@ -181,6 +193,9 @@ impl Worker {
         if wanted.epoch != self.done {
             self.obey(wanted);
         }
+        if self.phase != Phase::Resident {
+            self.want_back();
+        }
         match self.phase {
             Phase::Resident => {
                 self.runtime.reap_deferred();
@@ -192,12 +207,23 @@ impl Worker {
         self.report();
     }
 
+    /// Callers that wait now want us back. Looked at on every turn: a caller pokes before it sleeps, so
+    /// none is overlooked, whatever it raced with.
+    fn want_back(&self) {
+        let waiting = u64::from(gate::blocked().waiting > 0);
+        if self.runtime.observed.wants.swap(waiting, SeqCst) != waiting
+            && let Some(session) = &self.runtime.session
+        {
+            session.wake();
+        }
+    }
+
     /// Publishes how far the command of `epoch` is, and wakes the coordinator.
     fn publish(&self, epoch: u64, code: u8) {
-        self.runtime
-            .observed
-            .state
-            .store(State { epoch, code }.pack(), SeqCst);
+        let state = State { epoch, code }.pack();
+        if self.runtime.observed.state.swap(state, SeqCst) == state {
+            return;
+        }
         if let Some(session) = &self.runtime.session {
             session.wake();
         }
@@ -256,12 +282,7 @@ impl Worker {
         self.phase = phase;
         self.since = Instant::now();
         self.alone = None;
-        // Callers that wait now want us back; who waited for an earlier closing does not.
-        let waiting = gate::blocked().waiting > 0;
-        self.runtime
-            .observed
-            .wants
-            .store(u64::from(waiting), SeqCst);
+        self.want_back();
     }
 
     fn reopen(&mut self, epoch: u64, code: u8) {

@@ -23,6 +23,10 @@ pub struct Contexts {
     captures: HashMap<(usize, u64), u32>,
     /// Contexts that are gone and that the pager has not yet forgotten.
     retired: Vec<usize>,
+    /// Contexts and streams that a thread of ours has in a driver call now.
+    in_use: HashMap<usize, u32>,
+    /// Contexts and streams that the application is destroying now.
+    going: BTreeSet<usize>,
 }
 
 impl Contexts {
@@ -57,6 +61,40 @@ impl Contexts {
             }
             self.retired.push(context);
         }
+    }
+
+    /// A thread of ours is about to use a handle of the application in a driver call; `false`: it is
+    /// gone or going. To be ended by [`Contexts::unuse`].
+    #[must_use]
+    pub fn try_use(&mut self, handle: usize) -> bool {
+        let known = self.known.contains_key(&handle) || self.owner_of_stream.contains_key(&handle);
+        if !known || self.going.contains(&handle) {
+            return false;
+        }
+        *self.in_use.entry(handle).or_default() += 1;
+        true
+    }
+
+    /// See [`Contexts::try_use`].
+    pub fn unuse(&mut self, handle: usize) {
+        if let Some(users) = self.in_use.get_mut(&handle) {
+            *users -= 1;
+            if *users == 0 {
+                self.in_use.remove(&handle);
+            }
+        }
+    }
+
+    /// The application begins to destroy a handle: nobody of ours uses it from now on. Returns
+    /// whether somebody still does.
+    pub fn going(&mut self, handle: usize) -> bool {
+        self.going.insert(handle);
+        self.in_use.contains_key(&handle)
+    }
+
+    /// The destruction is done, or was refused.
+    pub fn gone(&mut self, handle: usize) {
+        self.going.remove(&handle);
     }
 
     /// Contexts that are gone since the last call.
@@ -129,6 +167,20 @@ impl Contexts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_being_destroyed_is_not_used() {
+        let mut contexts = Contexts::default();
+        contexts.add(10, 0, true);
+        assert!(contexts.try_use(10));
+        assert!(contexts.going(10), "still in use");
+        assert!(!contexts.try_use(10));
+        contexts.unuse(10);
+        assert!(!contexts.going(10));
+        contexts.gone(10);
+        assert!(contexts.try_use(10));
+        assert!(!contexts.try_use(11), "unknown");
+    }
 
     #[test]
     fn a_context_takes_its_streams_and_captures_along() {

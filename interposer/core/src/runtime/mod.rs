@@ -9,6 +9,7 @@ mod start;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8};
 use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use spillway_protocol::page::{Desired, Observed};
 
@@ -57,6 +58,8 @@ pub struct Runtime {
     pub teardowns: Mutex<u32>,
     /// Contexts, streams, captures.
     pub contexts: Mutex<Contexts>,
+    /// Signalled when a thread of ours is done with a handle of the application.
+    pub contexts_changed: Condvar,
     /// Stream-ordered frees whose work is not finished.
     pub deferred: Mutex<Deferred>,
     /// Handles, arrays and managed allocations of the application.
@@ -129,6 +132,38 @@ impl Runtime {
     #[must_use]
     pub fn device_index(&self, ordinal: i32) -> Option<usize> {
         self.devices.iter().position(|d| d.ordinal == ordinal)
+    }
+
+    /// Runs driver calls on a context or stream of the application from a thread of ours; `None`: it
+    /// is gone or being destroyed. The driver may crash on a handle that another thread destroys,
+    /// so destruction waits for us (see [`Runtime::destroying`]).
+    pub fn using<T>(&self, handle: usize, run: impl FnOnce() -> T) -> Option<T> {
+        if !lock(&self.contexts).try_use(handle) {
+            return None;
+        }
+        let result = run();
+        lock(&self.contexts).unuse(handle);
+        self.contexts_changed.notify_all();
+        Some(result)
+    }
+
+    /// Destroys a handle of the application, after threads of ours have let go of it. They do
+    /// within microseconds, except for one that waits for a kernel that does not end: that wait is
+    /// bounded, and the destruction then goes on as it would have without us.
+    pub fn destroying(&self, handle: usize, destroy: impl FnOnce() -> Status) -> Status {
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut contexts = lock(&self.contexts);
+        while contexts.going(handle) && Instant::now() < until {
+            contexts = self
+                .contexts_changed
+                .wait_timeout(contexts, Duration::from_millis(100))
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+        drop(contexts);
+        let status = destroy();
+        lock(&self.contexts).gone(handle);
+        status
     }
 
     /// Begins the teardown of a context: waits for a running move, and keeps the pager from

@@ -246,6 +246,7 @@ fn assemble(config: &Config, devices: Vec<Device>, session: Option<Session>) -> 
         heap_changed: Condvar::new(),
         teardowns: Mutex::new(0),
         contexts: Mutex::default(),
+        contexts_changed: Condvar::new(),
         deferred: Mutex::new(Deferred::default()),
         handles: Mutex::new(Handles::default()),
         small,

@@ -5,6 +5,7 @@ use core::ffi::CStr;
 /// Which library an entry point belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::upper_case_acronyms, reason = "spelled as in the rows")]
+#[repr(C)]
 pub enum Library {
     /// The CUDA driver.
     CUDA,
