@@ -1,0 +1,47 @@
+//! Where the built programs and libraries are.
+
+use std::path::{Path, PathBuf};
+
+/// What builds everything that the tests need.
+const BUILD: &str = "cargo build -p spillway-interposer -p spillway-coordinator -p spillway-clients \
+     -p spillway-simulator-cuda -p spillway-simulator-nvml -p spillway-tests";
+
+/// The folder with all artifacts: `SPILLWAY_TEST_BIN_DIR`, or the one of the build that the running
+/// test belongs to.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("SPILLWAY_TEST_BIN_DIR").filter(|dir| !dir.is_empty()) {
+        return dir.into();
+    }
+    let exe = std::env::current_exe().expect("the test's own path");
+    let dir = exe.parent().expect("a folder");
+    if dir.ends_with("deps") {
+        dir.parent().expect("the profile's folder").to_owned()
+    } else {
+        dir.to_owned()
+    }
+}
+
+/// A built program or library by its file name.
+///
+/// # Panics
+/// It is not there: with the command that builds it.
+#[must_use]
+pub fn artifact(name: &str) -> PathBuf {
+    let path = bin_dir().join(name);
+    assert!(
+        path.exists(),
+        "{} is not there. Build it: {BUILD} (or name the folder with SPILLWAY_TEST_BIN_DIR)",
+        path.display()
+    );
+    path
+}
+
+/// The repository's root.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.join("../..")
+        .canonicalize()
+        .unwrap_or_else(|_| here.to_owned())
+}
