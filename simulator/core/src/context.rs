@@ -42,7 +42,7 @@ impl Context {
     /// `OUT_OF_MEMORY`.
     pub fn new(driver: &'static Driver, id: u64, gpu: u32, primary: bool, flags: u32) -> R<Arc<Self>> {
         let bytes = driver.shared.config().context.next_multiple_of(crate::config::FRAME);
-        let charge = if bytes == 0 { None } else { Some(Physical::new(driver.shared, gpu, bytes, 0, [0; 8])?) };
+        let charge = if bytes == 0 { None } else { Some(Physical::charge(driver.shared, gpu, bytes)?) };
         let limits: [AtomicU64; 16] = Default::default();
         for (limit, value) in limits.iter().zip([1024_u64, 1 << 20, 8 << 20, 0, 2048, 64, 0]) {
             limit.store(value, Ordering::Relaxed);

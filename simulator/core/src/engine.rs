@@ -15,12 +15,12 @@ pub enum Direction {
     DeviceToHost = 1,
 }
 
-/// Takes `ns` of the engine's time; returns when they begin and end. A start may lie up to
-/// `slack_ns` in the past, which makes up for a late wake-up.
-fn reserve(clock: &AtomicU64, ns: u64, slack_ns: u64) -> (u64, u64) {
+/// Takes `ns` of the engine's time, from `earliest_ns` on; returns when they begin and end. An
+/// earliest start in the past makes up for a late wake-up.
+fn reserve(clock: &AtomicU64, ns: u64, earliest_ns: u64) -> (u64, u64) {
     let mut busy_until = clock.load(Ordering::Acquire);
     loop {
-        let start = busy_until.max(now_ns().saturating_sub(slack_ns));
+        let start = busy_until.max(earliest_ns);
         match clock.compare_exchange_weak(busy_until, start + ns, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => return (start, start + ns),
             Err(changed) => busy_until = changed,
@@ -39,9 +39,10 @@ pub fn transfer<T>(driver: &Driver, gpu: u32, direction: Direction, bytes: u64, 
     }
     let engines = driver.shared.engines(gpu);
     let time = |rate: u64| (u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1))) as u64;
-    let (_, mut end) = reserve(&engines.link[direction as usize], time(own), SLACK_NS);
+    let earliest = now_ns().saturating_sub(SLACK_NS);
+    let (_, mut end) = reserve(&engines.link[direction as usize], time(own), earliest);
     if link[2] != 0 {
-        end = end.max(reserve(&engines.link[2], time(link[2]), SLACK_NS).1);
+        end = end.max(reserve(&engines.link[2], time(link[2]), earliest).1);
     }
     let result = copy();
     sleep_until(end);
@@ -70,7 +71,7 @@ impl Compute {
                 if since >= slice.1 {
                     let engines = driver.shared.engines(gpu);
                     let want = left.min(SLICE_NS);
-                    *slice = reserve(&engines.compute, want, SLACK_NS);
+                    *slice = reserve(&engines.compute, want, since);
                     engines.busy_ns.fetch_add(want, Ordering::Relaxed);
                     driver.shared.own().busy_ns[gpu as usize].fetch_add(want, Ordering::Relaxed);
                 }
@@ -96,7 +97,7 @@ pub fn vmm_call(driver: &Driver, fixed_ns: u64, ns_per_gib: u64, bytes: u64) {
     let cost = fixed_ns + (u128::from(ns_per_gib) * u128::from(bytes) >> 30) as u64;
     let cost = cost * driver.shared.config().vmm_cost_milli / 1000;
     if cost > 0 {
-        let (_, end) = reserve(driver.shared.vmm_clock(), cost, 0);
+        let (_, end) = reserve(driver.shared.vmm_clock(), cost, now_ns());
         sleep_until(end);
     }
 }
@@ -108,9 +109,9 @@ mod tests {
     #[test]
     fn an_engine_is_first_come_first_served() {
         let clock = AtomicU64::new(0);
-        let (start, end) = reserve(&clock, 1_000_000_000, 0);
+        let (start, end) = reserve(&clock, 1_000_000_000, now_ns());
         assert_eq!(end - start, 1_000_000_000);
-        let (second, _) = reserve(&clock, 5, 0);
+        let (second, _) = reserve(&clock, 5, now_ns());
         assert_eq!(second, end);
     }
 
@@ -118,7 +119,7 @@ mod tests {
     fn an_idle_engine_starts_now() {
         let clock = AtomicU64::new(1);
         let before = now_ns();
-        let (start, _) = reserve(&clock, 10, 0);
+        let (start, _) = reserve(&clock, 10, now_ns());
         assert!(start >= before);
     }
 }

@@ -101,7 +101,7 @@ impl Module {
         let mut charge = lock(&self.charge);
         let bytes = driver.shared.config().module.next_multiple_of(FRAME);
         if charge.is_none() && bytes > 0 {
-            *charge = Some(Physical::new(driver.shared, self.gpu, bytes, 0, [0; 8])?);
+            *charge = Some(Physical::charge(driver.shared, self.gpu, bytes)?);
         }
         self.loaded.store(true, Ordering::Release);
         Ok(())

@@ -376,11 +376,29 @@ impl Shared {
         }
     }
 
-    /// Takes `n` frames of `gpu` for this process.
+    /// Takes `n` frames of `gpu` for this process, to be read and written.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY` if the GPU, or the disk behind it, has not that many.
     pub fn take(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
+        let chosen = self.charge(gpu, n)?;
+        if let Err(error) = self.back(gpu, &chosen) {
+            eprintln!("{}", say(&self.dir, "no space for device memory in", &error));
+            let frames = self.frames(gpu);
+            let _guard = self.lock();
+            for frame in &chosen {
+                frames.set_owner(*frame, Owner::Free);
+            }
+            return Err(OUT_OF_MEMORY);
+        }
+        Ok(chosen)
+    }
+
+    /// Takes `n` frames that only count: nobody will touch them.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if the GPU has not that many.
+    pub fn charge(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
         let frames = self.frames(gpu);
         if n > frames.0.len() as u64 {
             return Err(OUT_OF_MEMORY);
@@ -397,16 +415,7 @@ impl Shared {
             self.reap();
             choose()
         });
-        let chosen = chosen.ok_or(OUT_OF_MEMORY)?;
-        if let Err(error) = self.back(gpu, &chosen) {
-            eprintln!("{}", say(&self.dir, "no space for device memory in", &error));
-            let _guard = self.lock();
-            for frame in &chosen {
-                frames.set_owner(*frame, Owner::Free);
-            }
-            return Err(OUT_OF_MEMORY);
-        }
-        Ok(chosen)
+        chosen.ok_or(OUT_OF_MEMORY)
     }
 
     /// Gives fresh frames their storage, so that a full disk is an error here and not a SIGBUS

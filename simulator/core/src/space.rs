@@ -45,17 +45,20 @@ impl Physical {
     /// # Errors
     /// `OUT_OF_MEMORY`.
     pub fn new(shared: &'static Shared, gpu: u32, bytes: u64, handle_types: u32, flags: [u8; 8]) -> R<Arc<Self>> {
-        let frames = shared.take(gpu, bytes / FRAME)?;
-        Ok(Arc::new(Self {
-            shared,
-            gpu,
-            frames,
-            id: fresh_id(),
-            handles: AtomicU32::new(1),
-            handle_types,
-            flags,
-            export: Mutex::new(None),
-        }))
+        Ok(Self::of(shared, gpu, shared.take(gpu, bytes / FRAME)?, handle_types, flags))
+    }
+
+    /// Memory that only counts: a context's, a module's.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn charge(shared: &'static Shared, gpu: u32, bytes: u64) -> R<Arc<Self>> {
+        Ok(Self::of(shared, gpu, shared.charge(gpu, bytes.div_ceil(FRAME))?, 0, [0; 8]))
+    }
+
+    fn of(shared: &'static Shared, gpu: u32, frames: Vec<u32>, handle_types: u32, flags: [u8; 8]) -> Arc<Self> {
+        let (id, handles) = (fresh_id(), AtomicU32::new(1));
+        Arc::new(Self { shared, gpu, frames, id, handles, handle_types, flags, export: Mutex::new(None) })
     }
 
     /// The memory behind an exported descriptor.

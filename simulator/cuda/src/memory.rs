@@ -77,7 +77,7 @@ exports! {
             return Err(INVALID_VALUE);
         }
         let length = (bytes as u64).next_multiple_of(FRAME);
-        let charge = Physical::new(driver.shared, context.gpu, length, 0, [0; 8])?;
+        let charge = Physical::charge(driver.shared, context.gpu, length)?;
         let region = HostRegion {
             start: 0,
             length: bytes as u64,

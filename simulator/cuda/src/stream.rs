@@ -1,6 +1,6 @@
 //! Streams: creation, order, queries, host functions, capture.
 
-use crate::abi::{In, Out, exports};
+use crate::abi::{Out, exports};
 use crate::graph::{self as graphs};
 use crate::submit::{here, stream, submit};
 use spillway_simulator_core::code::{
