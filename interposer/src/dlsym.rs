@@ -106,3 +106,92 @@ pub unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut
         find = sym find_real_dlsym,
     )
 }
+
+#[cfg(target_arch = "aarch64")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
+    core::arch::naked_asm!(
+        ".cfi_startproc",
+        "hint #34", // bti c
+        "adrp x9, {relocated}",
+        "add x9, x9, :lo12:{relocated}",
+        "ldr x10, [x9]",
+        "cmp x9, x10",
+        "b.ne 9f",
+        "cbz x1, 1f",
+        "ldrb w9, [x1]",
+        "cmp w9, #99", // 'c'
+        "b.eq 2f",
+        "cmp w9, #110", // 'n'
+        "b.eq 3f",
+        // The real one, with everything as it came.
+        "1:",
+        "adrp x9, {real}",
+        "ldr x16, [x9, :lo12:{real}]",
+        "cbz x16, 5f",
+        "br x16",
+        "2:", // cu[A-Z]
+        "ldrb w9, [x1, #1]",
+        "cmp w9, #117",
+        "b.ne 1b",
+        "ldrb w9, [x1, #2]",
+        "b 4f",
+        "3:", // nvml[A-Z]
+        "ldrb w9, [x1, #1]",
+        "cmp w9, #118",
+        "b.ne 1b",
+        "ldrb w9, [x1, #2]",
+        "cmp w9, #109",
+        "b.ne 1b",
+        "ldrb w9, [x1, #3]",
+        "cmp w9, #108",
+        "b.ne 1b",
+        "ldrb w9, [x1, #4]",
+        "4:",
+        "sub w9, w9, #65",
+        "cmp w9, #25",
+        "b.hi 1b",
+        ".cfi_remember_state",
+        "stp x29, x30, [sp, #-32]!",
+        ".cfi_def_cfa_offset 32",
+        ".cfi_offset 29, -32",
+        ".cfi_offset 30, -24",
+        "stp x0, x1, [sp, #16]",
+        "mov x2, x30", // where the caller goes on
+        "adrp x3, {exports}",
+        "add x3, x3, :lo12:{exports}",
+        "bl {lookup}",
+        "mov x9, x0",
+        "mov x10, x1",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x29, x30, [sp], #32",
+        ".cfi_restore_state",
+        "cbz x9, 1b",
+        "mov x0, x10",
+        "ret",
+        "5:", // the first call of all
+        ".cfi_remember_state",
+        "stp x29, x30, [sp, #-32]!",
+        ".cfi_def_cfa_offset 32",
+        ".cfi_offset 29, -32",
+        ".cfi_offset 30, -24",
+        "stp x0, x1, [sp, #16]",
+        "bl {find}",
+        "mov x16, x0",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x29, x30, [sp], #32",
+        ".cfi_restore_state",
+        "cbz x16, 9f",
+        "br x16",
+        "9:",
+        "mov x0, #0",
+        "ret",
+        ".cfi_endproc",
+        relocated = sym RELOCATED,
+        real = sym REAL_DLSYM,
+        exports = sym EXPORTS,
+        lookup = sym lookup,
+        find = sym find_real_dlsym,
+    )
+}
