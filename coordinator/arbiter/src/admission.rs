@@ -87,6 +87,17 @@ impl Arbiter {
         Ok(id)
     }
 
+    /// Takes a workload out again that never had a process.
+    pub fn remove_empty(&mut self, id: WorkloadId) {
+        if self
+            .workloads
+            .get(&id)
+            .is_some_and(|workload| workload.processes.is_empty())
+        {
+            self.workloads.remove(&id);
+        }
+    }
+
     /// Adds devices that the workload's earlier processes did not have.
     ///
     /// # Errors
@@ -163,12 +174,17 @@ impl Arbiter {
             .map(|device| (*device, Account::default()))
             .collect();
         let evicted = resume.as_ref().is_some_and(|resume| resume.evicted);
+        let evicting = resume.as_ref().is_some_and(|resume| resume.evicting) && !evicted;
         let epoch = resume
             .as_ref()
             .map_or(0, |resume| resume.epoch)
             .saturating_add(1);
         let live = resume.is_none();
-        let order = if evicted { Order::Evict } else { Order::Run };
+        let order = if evicted || evicting {
+            Order::Evict
+        } else {
+            Order::Run
+        };
         if let Some(resume) = resume {
             for (device, account) in &mut accounts {
                 let limit = self.workloads[&workload].quota(*device).limit;
@@ -186,7 +202,11 @@ impl Arbiter {
             accounts,
             epoch,
             order,
-            at: if evicted { At::Evicted } else { At::Resident },
+            at: match (evicted, evicting) {
+                (true, _) => At::Evicted,
+                (_, true) => At::Moving,
+                _ => At::Resident,
+            },
             live,
             activity: Activity::default(),
             last_growth: 0,
@@ -196,9 +216,13 @@ impl Arbiter {
         let first = self.workloads[&workload].processes.is_empty();
         if let Some(entry) = self.workloads.get_mut(&workload) {
             entry.processes.insert(id);
-            if evicted && (first || entry.phase == Phase::Resident) {
+            if (evicted || evicting) && (first || entry.phase == Phase::Resident) {
                 // Resident siblings run on; the workload is complete when the evicted are back.
-                entry.phase = Phase::Evicted;
+                entry.phase = if first && evicting {
+                    Phase::Evicting
+                } else {
+                    Phase::Evicted
+                };
                 entry.phase_since = now;
             }
         }
@@ -215,7 +239,9 @@ impl Arbiter {
             Phase::Evicting => Order::Evict,
             _ => return,
         };
-        if let Some(process) = self.processes.get_mut(&id) {
+        if let Some(process) = self.processes.get_mut(&id)
+            && process.at == At::Resident
+        {
             process.order = order;
         }
     }

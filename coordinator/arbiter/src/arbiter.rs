@@ -138,6 +138,27 @@ impl Arbiter {
             .count()
     }
 
+    /// Bytes that a process's unanswered growths will make pageable.
+    #[must_use]
+    pub fn growing(&self, id: ProcessId) -> u64 {
+        self.growths
+            .iter()
+            .filter(|pending| pending.growth.process == id)
+            .map(|pending| pending.growth.bytes - pending.growth.pinned)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Submits or waits; unlike [`Arbiter::is_active`] without the grace for newcomers.
+    #[must_use]
+    pub fn is_working(&self, now: Nanos, id: WorkloadId) -> bool {
+        self.workloads.get(&id).is_some_and(|workload| {
+            workload
+                .processes
+                .iter()
+                .any(|process| self.is_process_active(now, *process))
+        })
+    }
+
     /// A process reports how far it is with the order of `epoch`.
     pub fn report(
         &mut self,

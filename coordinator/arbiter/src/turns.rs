@@ -34,7 +34,7 @@ impl Arbiter {
                 .any(|pending| workload.processes.contains(&pending.growth.process))
     }
 
-    fn is_process_active(&self, now: Nanos, id: ProcessId) -> bool {
+    pub(crate) fn is_process_active(&self, now: Nanos, id: ProcessId) -> bool {
         let process = &self.processes[&id];
         let last = process.activity.last_active.max(process.last_growth);
         process.activity.in_flight

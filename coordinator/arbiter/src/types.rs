@@ -85,8 +85,10 @@ pub struct WorkloadSpec {
 pub struct Resume {
     /// The epoch reached.
     pub epoch: u64,
-    /// Its memory is on the host, or on its way there.
+    /// Its memory is on the host.
     pub evicted: bool,
+    /// Its memory is on its way there.
+    pub evicting: bool,
     /// The grants that it holds, per device.
     pub grants: BTreeMap<DeviceId, u64>,
 }

@@ -1,0 +1,195 @@
+//! What samples tell: overhead, memory of strangers, and what the dead gave back.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use spillway_arbiter::{DeviceId, MILLISECOND, Nanos, ProcessId, SECOND};
+use spillway_protocol::{format_bytes, granules_up};
+
+use super::main_loop::now;
+use super::sampler::Sample;
+use super::state::Daemon;
+
+/// A process that waits for its overhead to be measured is answered after this long at the latest,
+/// also if it never held still.
+const REFRESH_AT_MOST: Nanos = 50 * MILLISECOND;
+/// What the dead held is granted again after this long even if the driver still shows it.
+const RETURN_AT_MOST: Nanos = 5 * SECOND;
+
+impl Daemon {
+    /// Asks for a sample, and remembers what is charged before it begins.
+    pub(super) fn ask_sample(&mut self) {
+        for index in 0..self.devices.len() {
+            let charged = self.arbiter.charged(index);
+            let device = &mut self.devices[index];
+            device.charged_before = device.charged_before.max(charged);
+        }
+        self.sampler.ask();
+    }
+
+    /// A sample has arrived.
+    pub(super) fn sampled(&mut self, sample: &Sample) {
+        for (device, measured) in self.devices.iter_mut().zip(&sample.devices) {
+            device.used = measured.used;
+        }
+        let sessions: Vec<ProcessId> = sample.held.keys().copied().collect();
+        for id in sessions {
+            self.measure_overhead(id, sample);
+        }
+        self.find_foreign();
+        self.find_returned(sample);
+        self.answer_refreshes(sample);
+        let workloads: Vec<_> = self.workloads.keys().copied().collect();
+        for workload in workloads {
+            self.publish_shares(workload);
+        }
+        self.arbiter.tick(now(), &mut self.pages);
+    }
+
+    fn measure_overhead(&mut self, id: ProcessId, sample: &Sample) {
+        let Some(Some(held)) = sample.held.get(&id) else {
+            return;
+        };
+        let Some(pair) = self.pages.0.get(&id) else {
+            return;
+        };
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let pid = session.identity.pid;
+        let devices: Vec<(DeviceId, u64)> = pair
+            .devices
+            .iter()
+            .copied()
+            .zip(held.iter().copied())
+            .collect();
+        let mut unknown = false;
+        for (device, held) in devices {
+            let Some(measured) = sample.devices.get(device) else {
+                continue;
+            };
+            let shown = measured.processes.as_ref().and_then(|all| all.get(&pid));
+            match shown {
+                // It shows at least what the process holds itself; the rest is overhead.
+                Some(Some(used)) => {
+                    let most = self.devices[device].gpu.total;
+                    let overhead = granules_up(used.saturating_sub(held)).min(most);
+                    self.arbiter.set_overhead(id, device, overhead);
+                }
+                Some(None) => unknown = true,
+                // Not in the list: fine as long as it holds nothing there.
+                None if held > 0 => unknown = true,
+                None => self.arbiter.set_overhead(id, device, 0),
+            }
+        }
+        if unknown {
+            self.tell_unknown(id, pid);
+        }
+    }
+
+    fn tell_unknown(&mut self, id: ProcessId, pid: i32) {
+        let fake = !self.options.fake_device.is_empty();
+        let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) else {
+            return;
+        };
+        if std::mem::replace(&mut live.overhead_unknown_said, true) || fake {
+            return;
+        }
+        let name = self.name_of_session(id);
+        let text = format!(
+            "the driver does not say what pid {pid} holds: its overhead counts as 0; leave more --reserve"
+        );
+        self.event(
+            "overhead_unknown",
+            name.as_deref(),
+            text,
+            &[("pid", pid.into())],
+        );
+    }
+
+    /// Memory in use beyond everything that we account for belongs to strangers (or to processes from
+    /// before a restart that are not back yet) and must not be granted. Only what two samples in a row
+    /// show counts: a process may have released memory of which the driver knows a little later.
+    fn find_foreign(&mut self) {
+        for index in 0..self.devices.len() {
+            let charged = self.arbiter.charged(index);
+            let device = &mut self.devices[index];
+            let most = charged.max(device.charged_before);
+            device.charged_before = charged;
+            let Some(used) = device.used else {
+                continue;
+            };
+            let outside = device
+                .gpu
+                .total
+                .saturating_sub(device.capacity - device.reserve);
+            let excess = used.saturating_sub(most).saturating_sub(outside);
+            device.foreign = [excess, device.foreign[0]];
+            let foreign = device.foreign[0].min(device.foreign[1]);
+            self.arbiter.set_external(index, foreign);
+        }
+    }
+
+    fn find_returned(&mut self, sample: &Sample) {
+        let time = now();
+        let mut back = Vec::new();
+        let mut late = Vec::new();
+        self.returning.retain(|entry| {
+            let measured = sample.devices.get(entry.device);
+            let list = measured.and_then(|measured| measured.processes.as_ref());
+            let gone = list.is_some_and(|all| !all.contains_key(&entry.pid));
+            let seen = gone && sample.began > entry.since;
+            let overdue = time.saturating_sub(entry.since) >= RETURN_AT_MOST;
+            if seen || overdue {
+                back.push((entry.device, entry.number));
+            }
+            if overdue && !seen {
+                late.push((entry.device, entry.pid, entry.bytes));
+            }
+            !(seen || overdue)
+        });
+        for (device, number) in back {
+            self.arbiter.returned(time, &mut self.pages, device, number);
+        }
+        for (device, pid, bytes) in late {
+            let text = format!(
+                "pid {pid} has ended, and the driver has not shown its {} on device {device} as free for {} s: granted again",
+                format_bytes(bytes),
+                RETURN_AT_MOST / SECOND
+            );
+            self.event(
+                "note",
+                None,
+                text,
+                &[("pid", pid.into()), ("bytes", bytes.into())],
+            );
+        }
+    }
+
+    fn answer_refreshes(&mut self, sample: &Sample) {
+        let time = now();
+        let (done, wait): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refreshing)
+            .into_iter()
+            .partition(|refreshing| {
+                let valid = sample.began >= refreshing.since
+                    && matches!(sample.held.get(&refreshing.session), Some(Some(_)));
+                valid || time.saturating_sub(refreshing.since) >= REFRESH_AT_MOST
+            });
+        self.refreshing = wait;
+        for refreshing in done {
+            self.refreshed(refreshing.session, refreshing.ticket);
+        }
+        if !self.refreshing.is_empty() {
+            self.ask_sample();
+        }
+    }
+
+    /// How many bytes the process says that it holds on a device, overhead not included.
+    pub(super) fn held(&self, id: ProcessId, device: DeviceId) -> u64 {
+        self.pages
+            .0
+            .get(&id)
+            .and_then(|pair| pair.observed(device))
+            .map_or(0, |at| at.resident.load(SeqCst))
+            .min(self.devices[device].gpu.total)
+    }
+}

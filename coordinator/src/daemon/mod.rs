@@ -1,0 +1,48 @@
+//! `spillwayd`: one thread owns all state and never blocks; threads beside it measure, populate host
+//! memory, and serve HTTP.
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | `options` | the command line |
+//! | `rundir` | the run directory: lock, sockets and their modes |
+//! | `main_loop` | epoll: who has news, and what is due |
+//! | `state` | everything the main loop owns |
+//! | `identity` | who is at the other end of a session socket |
+//! | `socket` | packets with descriptors, never blocking |
+//! | `session` | one connection: its queue, its bounds |
+//! | `register` | from the first packet to Welcome, also after a restart |
+//! | `serve` | a registered process's messages |
+//! | `apply` | carrying out the arbiter's actions |
+//! | `shared` | the shared pages: memfds, seals, mappings |
+//! | `pages` | the arbiter's view of them |
+//! | `pool` | host memory: accounts and segments |
+//! | `gpus`, `nvml` | what the driver knows about devices |
+//! | `sampler` | the thread that asks it |
+//! | `measure` | overhead, foreign memory, what the dead gave back |
+//! | `events` | the event log |
+//! | `handle` | [`crate::model::Control`] for other threads |
+//! | `view` | status and metrics |
+
+mod apply;
+mod events;
+mod gpus;
+mod handle;
+mod identity;
+mod main_loop;
+mod measure;
+mod nvml;
+mod options;
+mod pages;
+mod pool;
+mod register;
+mod rundir;
+mod sampler;
+mod serve;
+mod session;
+mod shared;
+mod socket;
+mod state;
+mod view;
+
+pub use main_loop::run;
+pub use options::{OnStuck, Options};

@@ -1,0 +1,387 @@
+//! A registered process's messages.
+//!
+//! Promises: whatever a process sends, the worst that happens is that its own session ends with a
+//! line that says why.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::SeqCst;
+
+use spillway_arbiter::{Growth, ProcessId};
+use spillway_protocol::message::{FromProcess, ToProcess, outcome};
+use spillway_protocol::page::{State, lower_grant};
+use spillway_protocol::{GRANULE, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
+
+use super::apply::report;
+use super::main_loop::now;
+use super::pool::Made;
+use super::session::{MAX_GROWTHS, MAX_NOTES, MAX_ORDERED, NOTE_PERIOD};
+use super::socket::Packet;
+use super::state::{Daemon, Refreshing};
+
+impl Daemon {
+    /// One packet of a registered process.
+    pub(super) fn serve_packet(&mut self, id: ProcessId, packet: Packet) {
+        if packet.cut {
+            return self.misbehaved(id, "the message is longer than any can be");
+        }
+        if !packet.descriptors.is_empty() {
+            return self.misbehaved(id, "the message brings descriptors that it must not have");
+        }
+        match FromProcess::decode(&packet.bytes) {
+            Err(error) => self.misbehaved(id, &format!("malformed message: {error}")),
+            Ok(FromProcess::Register(_)) => self.misbehaved(id, "registered twice"),
+            Ok(FromProcess::Adopt { .. }) => {
+                self.misbehaved(id, "a segment to adopt that was not announced");
+            }
+            Ok(FromProcess::Grow {
+                ticket,
+                device,
+                bytes,
+                pageable,
+                no_wait,
+            }) => self.grow(id, ticket, device, (bytes, pageable), no_wait != 0),
+            Ok(FromProcess::Segment { ticket, bytes }) => self.segment(id, ticket, bytes),
+            Ok(FromProcess::SegmentRelease { id: segment }) => self.release(id, segment),
+            Ok(FromProcess::Refresh { ticket, measure }) => self.refresh(id, ticket, measure != 0),
+            Ok(FromProcess::Wake) => self.woken(id),
+            Ok(FromProcess::Note { text }) => self.note(id, &text),
+        }
+    }
+
+    /// Ends a session that does not keep to the protocol.
+    pub(super) fn misbehaved(&mut self, id: ProcessId, text: &str) {
+        let workload = self.name_of_session(id);
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.refuse(text);
+        let pid = session.identity.pid;
+        let text = format!("session of pid {pid} closed: {text}");
+        self.event("refused", workload.as_deref(), text, &[("pid", pid.into())]);
+    }
+
+    fn grow(
+        &mut self,
+        id: ProcessId,
+        ticket: u64,
+        device: u32,
+        (bytes, pageable): (u64, u64),
+        no_wait: bool,
+    ) {
+        if self.arbiter.growths_of(id) >= MAX_GROWTHS {
+            return self.misbehaved(id, "more growths at once than a process can have threads");
+        }
+        let found = self
+            .pages
+            .0
+            .get(&id)
+            .and_then(|pair| pair.devices.get(device as usize).copied());
+        let (Some(device), true) = (found, pageable <= bytes && bytes > 0) else {
+            let text = format!("{bytes} bytes, {pageable} of them pageable, on device {device}");
+            return self.send_grown(id, ticket, outcome::INVALID, false, text);
+        };
+        let backed = self.back(id, device, bytes, pageable);
+        if let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) {
+            live.backed.insert(ticket, backed);
+        }
+        let growth = Growth {
+            process: id,
+            ticket,
+            device,
+            bytes,
+            pinned: if backed { bytes - pageable } else { bytes },
+            no_wait,
+        };
+        self.arbiter.grow(now(), &mut self.pages, growth);
+    }
+
+    /// Reserves host memory for a growth, taking back what others reserved and do not use. `false`:
+    /// there is none, or the process is never moved; then the growth will be pinned.
+    fn back(&mut self, id: ProcessId, device: usize, bytes: u64, pageable: u64) -> bool {
+        let Some(live) = self.sessions.get(&id).and_then(|s| s.as_live()) else {
+            return false;
+        };
+        let (swap, has, workload) = (live.swap, live.host_grant, live.workload);
+        if !swap {
+            return false;
+        }
+        let limit = self
+            .arbiter
+            .spec(workload)
+            .and_then(|spec| spec.quotas.get(&device))
+            .map_or(0, |quota| quota.limit);
+        let Some(pair) = self.pages.0.get(&id) else {
+            return false;
+        };
+        // What will be refused anyway gets no host memory.
+        if bytes > limit {
+            return true;
+        }
+        // Other threads' growths have taken their part of the host grant and not yet of `pageable`.
+        let waiting = self.arbiter.growing(id);
+        let wanted = pair
+            .pageable()
+            .saturating_add(waiting)
+            .saturating_add(pageable);
+        let more = wanted.saturating_sub(has);
+        if more > 0 && !self.pool.reserve(more) {
+            self.gather_host(more);
+            if !self.pool.reserve(more) {
+                return false;
+            }
+        }
+        let grant = has.saturating_add(more);
+        if let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) {
+            live.host_grant = grant;
+        }
+        if let Some(pair) = self.pages.0.get(&id) {
+            pair.desired.host_grant.store(grant, SeqCst);
+        }
+        true
+    }
+
+    /// Takes back host memory that was reserved and is not used.
+    fn gather_host(&mut self, wanted: u64) {
+        let mut taken = 0;
+        for (id, session) in &mut self.sessions {
+            if taken >= wanted {
+                return;
+            }
+            let Some(live) = session.live().filter(|live| live.awake) else {
+                continue;
+            };
+            let Some(pair) = self.pages.0.get(id) else {
+                continue;
+            };
+            let needed = pair.pageable().saturating_add(self.arbiter.growing(*id));
+            if needed >= live.host_grant {
+                continue;
+            }
+            let target = needed.max(live.host_grant.saturating_sub(wanted - taken));
+            let stands = lower_grant(&pair.desired.host_grant, &pair.observed.pageable, target)
+                .min(live.host_grant);
+            let freed = live.host_grant - stands;
+            live.host_grant = stands;
+            self.pool.release(freed);
+            taken += freed;
+        }
+    }
+
+    /// Answers a growth.
+    pub(super) fn send_grown(
+        &mut self,
+        id: ProcessId,
+        ticket: u64,
+        outcome: u32,
+        backed: bool,
+        text: String,
+    ) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            let message = ToProcess::GrowReply {
+                ticket,
+                outcome,
+                backed: u32::from(backed),
+                text,
+            };
+            session.send(&message, Vec::new());
+        }
+    }
+
+    fn segment(&mut self, id: ProcessId, ticket: u64, bytes: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let Some(live) = session.live() else {
+            return;
+        };
+        let held: u64 = live
+            .segments
+            .values()
+            .map(super::pool::Segment::bytes)
+            .sum();
+        let text = if bytes == 0 || bytes > MAX_SEGMENT || !bytes.is_multiple_of(GRANULE) {
+            format!("a segment of {bytes} bytes cannot be")
+        } else if live.segments.len() + live.ordered.0 >= MAX_SEGMENTS
+            || live.ordered.0 >= MAX_ORDERED
+        {
+            "too many segments".to_owned()
+        } else if held + live.ordered.1 + bytes > live.host_grant.saturating_add(MAX_SEGMENT) {
+            format!(
+                "segments of {} and {} more exceed the {} reserved for this process",
+                format_bytes(held + live.ordered.1),
+                format_bytes(bytes),
+                format_bytes(live.host_grant)
+            )
+        } else {
+            live.ordered.0 += 1;
+            live.ordered.1 += bytes;
+            self.workshop.order(id, ticket, bytes);
+            return;
+        };
+        let message = ToProcess::SegmentReply {
+            ticket,
+            id: 0,
+            bytes: 0,
+            text,
+        };
+        session.send(&message, Vec::new());
+    }
+
+    /// A segment was made, for whoever ordered it; if that one is gone, it is emptied again.
+    pub(super) fn deliver(&mut self, made: Made) {
+        let Made {
+            session: id,
+            ticket,
+            bytes,
+            result,
+        } = made;
+        let live = self.sessions.get_mut(&id).and_then(|s| s.live());
+        let Some(live) = live else {
+            if let Ok(segment) = result {
+                self.workshop.discard(segment);
+            }
+            return;
+        };
+        live.ordered.0 = live.ordered.0.saturating_sub(1);
+        live.ordered.1 = live.ordered.1.saturating_sub(bytes);
+        let copy = result.and_then(|segment| {
+            segment
+                .as_fd()
+                .try_clone_to_owned()
+                .map(|file| (segment, file))
+                .map_err(|error| format!("spillwayd has no descriptors left: {error}"))
+        });
+        let (message, descriptors) = match copy {
+            Ok((segment, file)) => {
+                let number = live.next_segment;
+                live.next_segment = number.wrapping_add(1);
+                live.segments.insert(number, segment);
+                let message = ToProcess::SegmentReply {
+                    ticket,
+                    id: number,
+                    bytes,
+                    text: String::new(),
+                };
+                (message, vec![file])
+            }
+            Err(text) => {
+                let message = ToProcess::SegmentReply {
+                    ticket,
+                    id: 0,
+                    bytes: 0,
+                    text,
+                };
+                (message, Vec::new())
+            }
+        };
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.send(&message, descriptors);
+        }
+    }
+
+    fn release(&mut self, id: ProcessId, segment: u64) {
+        let live = self.sessions.get_mut(&id).and_then(|s| s.live());
+        match live.and_then(|live| live.segments.remove(&segment)) {
+            Some(segment) => self.workshop.discard(segment),
+            None => self.misbehaved(id, &format!("released segment {segment}, which it has not")),
+        }
+    }
+
+    fn refresh(&mut self, id: ProcessId, ticket: u64, measure: bool) {
+        if measure {
+            if self.refreshing.iter().filter(|r| r.session == id).count() >= MAX_GROWTHS {
+                return self
+                    .misbehaved(id, "more refreshes at once than a process can have threads");
+            }
+            self.refreshing.push(Refreshing {
+                session: id,
+                ticket,
+                since: now(),
+            });
+            self.ask_sample();
+            return;
+        }
+        self.refreshed(id, ticket);
+    }
+
+    /// Brings a process's page up to date and says so.
+    pub(super) fn refreshed(&mut self, id: ProcessId, ticket: u64) {
+        let workload = self
+            .sessions
+            .get(&id)
+            .and_then(|s| s.as_live())
+            .map(|l| l.workload);
+        if let Some(workload) = workload {
+            self.publish_shares(workload);
+        }
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.send(&ToProcess::RefreshReply { ticket }, Vec::new());
+        }
+    }
+
+    fn woken(&mut self, id: ProcessId) {
+        self.news.insert(id);
+        let live = self.sessions.get_mut(&id).and_then(|s| s.live());
+        if let Some(live) = live
+            && !live.awake
+        {
+            live.awake = true;
+            self.arbiter.set_live(now(), &mut self.pages, id);
+        }
+    }
+
+    /// Tells the arbiter what a process reports, if it is new.
+    pub(super) fn look(&mut self, id: ProcessId) {
+        let Some(pair) = self.pages.0.get(&id) else {
+            return;
+        };
+        let word = pair.observed.state.load(SeqCst);
+        let unswappable = pair.observed.unswappable.load(SeqCst);
+        let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) else {
+            return;
+        };
+        let new_state = std::mem::replace(&mut live.seen_state, word) != word;
+        let before = std::mem::replace(&mut live.seen_unswappable, unswappable);
+        if unswappable != before {
+            self.tell_swappable(id, unswappable);
+        }
+        if new_state {
+            let state = State::unpack(word);
+            self.arbiter
+                .report(now(), &mut self.pages, id, state.epoch, report(state.code));
+        }
+    }
+
+    fn tell_swappable(&mut self, id: ProcessId, bits: u64) {
+        let Some(name) = self.name_of_session(id) else {
+            return;
+        };
+        let text = super::view::unswappable_text(bits).map_or_else(
+            || format!("{name} can be swapped again"),
+            |why| format!("{name} is not swappable: {why}"),
+        );
+        self.event("swappable", Some(&name), text, &[("reasons", bits.into())]);
+    }
+
+    fn note(&mut self, id: ProcessId, text: &str) {
+        let time = now();
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let pid = session.identity.pid;
+        let Some(live) = session.live() else {
+            return;
+        };
+        if time.saturating_sub(live.notes.1) >= NOTE_PERIOD {
+            live.notes = (0, time);
+        }
+        live.notes.0 = live.notes.0.saturating_add(1);
+        // Who says too much is heard no more for a while; others' events are not to be pushed out.
+        if live.notes.0 > MAX_NOTES {
+            return;
+        }
+        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
+        let name = self.name_of_session(id);
+        self.event("note", name.as_deref(), clean, &[("pid", pid.into())]);
+    }
+}
