@@ -27,7 +27,16 @@ impl Gpu {
         let (mut device, mut context) = (0, 0);
         ok!(cuInit(0));
         ok!(cuDeviceGet(&mut device, 0));
-        ok!(cuDevicePrimaryCtxRetain(&mut context, device));
+        // What the process before held may come back a moment after its end.
+        let begun = Instant::now();
+        loop {
+            match cuDevicePrimaryCtxRetain(&mut context, device) {
+                Code::OUT_OF_MEMORY if begun.elapsed() < Duration::from_secs(3) => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                code => break ok!(code),
+            }
+        }
         ok!(cuCtxSetCurrent(context));
         Ok(Gpu { device, context })
     }
@@ -72,6 +81,20 @@ impl Gpu {
 /// What `cuMemGetInfo` calls free.
 pub fn free_bytes() -> Result<usize, Stop> {
     Ok(memory_info()?.0)
+}
+
+/// The free figure once it rests: what an ended process held may come back a moment after its end.
+pub fn quiet() -> Result<usize, Stop> {
+    let start = Instant::now();
+    let (mut figure, mut since) = (free_bytes()?, Instant::now());
+    while since.elapsed() < Duration::from_millis(150) && start.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+        let now = free_bytes()?;
+        if now != figure {
+            (figure, since) = (now, Instant::now());
+        }
+    }
+    Ok(figure)
 }
 
 /// (free, total) of `cuMemGetInfo`.

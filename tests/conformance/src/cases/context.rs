@@ -106,7 +106,7 @@ fn primary_flags_can_be_set() -> Outcome {
 /// Source: NVIDIA CUDA Driver API, Primary Context Management, cuDevicePrimaryCtxRelease.
 fn last_release_frees_memory() -> Outcome {
     let gpu = Gpu::start()?;
-    let before = free_bytes()?;
+    let before = quiet()?;
     let _lost = alloc(256 * MIB)?;
     check!(free_bytes()? + 256 * MIB <= before + 2 * MIB, "the allocation is not seen in the free figure");
     ok!(cuDevicePrimaryCtxRelease_v2(gpu.device));
@@ -121,7 +121,7 @@ fn last_release_frees_memory() -> Outcome {
 /// Source: NVIDIA CUDA Driver API, Primary Context Management, cuDevicePrimaryCtxReset.
 fn reset_frees_memory_and_deactivates() -> Outcome {
     let gpu = Gpu::start()?;
-    let before = free_bytes()?;
+    let before = quiet()?;
     let address = alloc(256 * MIB)?;
     ok!(cuDevicePrimaryCtxReset_v2(gpu.device));
     check!(!active()?, "active after reset");
@@ -191,7 +191,7 @@ fn destroying_the_current_pops_it() -> Outcome {
 /// Source: NVIDIA CUDA Driver API, Context Management, cuCtxDestroy.
 fn destroying_frees_memory() -> Outcome {
     let _gpu = Gpu::start()?;
-    let before = free_bytes()?;
+    let before = quiet()?;
     let context = create()?;
     let _lost = alloc(256 * MIB)?;
     let mut stream = 0;

@@ -209,7 +209,7 @@ fn borders_between_registered_regions() -> Outcome {
         is!(code, INVALID_VALUE);
     }
     ok!(cuMemcpyHtoDAsync_v2(device, pages.address as *const u8, 4 * MIB, 0));
-    ok!(cuMemcpyHtoDAsync_v2(device, (pages.address + 4 * MIB) as *const u8, 4 * MIB, 0));
+    ok!(cuMemcpyHtoDAsync_v2(device + 4 * MIB as u64, (pages.address + 4 * MIB) as *const u8, 4 * MIB, 0));
     ok!(cuCtxSynchronize());
     check!(read(device, 8 * MIB)?.iter().all(|b| *b == 4), "one copy per region: wrong bytes");
     Ok(())

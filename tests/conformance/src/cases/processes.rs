@@ -20,7 +20,7 @@ cases!("processes":
 fn memory_is_shared_out_among_processes() -> Outcome {
     let _gpu = Gpu::start()?;
     ok!(cuMemFree_v2(alloc(MIB)?));
-    let before = free_bytes()?;
+    let before = quiet()?;
     let neighbour = Helper::start(&["hold", "268435456"])?;
     let during = free_bytes()?;
     check!(during + 256 * MIB <= before, "another process took 256 MiB, free fell by {}", before - during);
@@ -35,7 +35,7 @@ fn memory_is_shared_out_among_processes() -> Outcome {
 fn a_dead_process_gives_its_memory_back() -> Outcome {
     let _gpu = Gpu::start()?;
     ok!(cuMemFree_v2(alloc(MIB)?));
-    let before = free_bytes()?;
+    let before = quiet()?;
     for _ in 0..3 {
         Helper::start(&["hold", "268435456"])?.kill();
         let start = std::time::Instant::now();
@@ -52,7 +52,7 @@ fn a_process_killed_amid_work_gives_its_memory_back() -> Outcome {
     let _gpu = Gpu::start()?;
     let kernels = Kernels::load()?;
     kernels.warm()?;
-    let before = free_bytes()?;
+    let before = quiet()?;
     Helper::start(&["spin", "2000"])?.kill();
     let after = wait_free(before - 4 * MIB, Duration::from_secs(8))?;
     check!(after + 4 * MIB >= before, "free was {before}, is {after}");
