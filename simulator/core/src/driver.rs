@@ -1,6 +1,6 @@
 //! The one driver of a process: all registries, started by `cuInit`, unusable after a fork.
 
-use crate::code::{NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
+use crate::code::{DEINITIALIZED, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
 use crate::config::GPUS_MAX;
 use crate::context::{Context, Primary};
 use crate::engine::Compute;
@@ -82,14 +82,25 @@ pub struct Driver {
     compute: Vec<Compute>,
     peers: [AtomicU32; GPUS_MAX],
     pub faults: Faults,
+    /// Allocations (by id) whose owner asked for SYNC_MEMOPS.
+    pub sync_memops: Mutex<std::collections::HashSet<u64>>,
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 static STARTING: Mutex<()> = Mutex::new(());
 static FORKED: AtomicBool = AtomicBool::new(false);
+static EXITING: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn forked() {
     FORKED.store(true, Ordering::Release);
+}
+
+/// The process exits in order: what it holds is given up, and the API is closed to later handlers.
+extern "C" fn exiting() {
+    if let (false, Some(driver)) = (FORKED.load(Ordering::Acquire), DRIVER.get()) {
+        EXITING.store(true, Ordering::Release);
+        driver.shared.leave();
+    }
 }
 
 std::thread_local! {
@@ -124,8 +135,11 @@ pub fn init() -> R {
         OPERATING_SYSTEM
     })?;
     if DRIVER.set(driver).is_ok() {
-        // SAFETY: a handler that only stores a flag; this library is never unloaded.
-        unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+        // SAFETY: handlers that only store flags; this library is never unloaded.
+        unsafe {
+            libc::pthread_atfork(None, None, Some(forked));
+            libc::atexit(exiting);
+        }
     }
     Ok(())
 }
@@ -163,19 +177,24 @@ fn start() -> Result<Driver, String> {
         compute: (0..gpus).map(|_| Compute::default()).collect(),
         peers: Default::default(),
         faults,
+        sync_memops: Mutex::default(),
     })
 }
 
 /// The driver.
 ///
 /// # Errors
-/// `NOT_INITIALIZED` before `cuInit` and in a forked child, `NOT_PERMITTED` in a host callback.
+/// `NOT_INITIALIZED` before `cuInit` and in a forked child, `NOT_PERMITTED` in a host callback,
+/// `DEINITIALIZED` while the process exits.
 pub fn get() -> R<&'static Driver> {
     if FORKED.load(Ordering::Acquire) {
         return Err(NOT_INITIALIZED);
     }
     if IN_CALLBACK.get() {
         return Err(NOT_PERMITTED);
+    }
+    if EXITING.load(Ordering::Acquire) {
+        return Err(DEINITIALIZED);
     }
     DRIVER.get().ok_or(NOT_INITIALIZED)
 }

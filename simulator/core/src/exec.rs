@@ -97,8 +97,8 @@ pub enum Op {
     Wait(Arc<Marker>),
     WaitValue { at: u64, value: u64, wide: bool, flags: u32 },
     WriteValue { at: u64, value: u64, wide: bool },
-    /// The end of a stream-ordered allocation.
-    Free(u64),
+    /// The end of the stream-ordered allocation of that id.
+    Free { start: u64, id: u64 },
     Graph(Arc<Plan>),
 }
 
@@ -308,8 +308,8 @@ impl Work<'_> {
                     }
                 }
             }),
-            Op::Free(at) => {
-                pool::finish_free(self.driver, *at);
+            Op::Free { start, id } => {
+                pool::finish_free(self.driver, *start, *id);
                 Ok(())
             }
             Op::Graph(plan) => plan.ops.iter().try_for_each(|op| self.run(op)),
@@ -324,7 +324,7 @@ impl Work<'_> {
                 let error = self.context.error.load(Ordering::Acquire);
                 crate::driver::in_callback(|| f(self.stream, error, *data as *mut c_void));
             }
-            Op::Free(at) => pool::finish_free(self.driver, *at),
+            Op::Free { start, id } => pool::finish_free(self.driver, *start, *id),
             Op::Graph(plan) => plan.ops.iter().for_each(|op| self.skip(op)),
             _ => {}
         }

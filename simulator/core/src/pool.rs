@@ -29,10 +29,18 @@ struct State {
     reserved_high: u64,
     /// Freed and kept: address and length.
     cache: Vec<(u64, u64)>,
-    /// Frees that are queued: address, stream, sequence number.
-    pending: Vec<(u64, Arc<Stream>, u64)>,
+    pending: Vec<Pending>,
     reuse: [u32; 4],
     destroyed: bool,
+}
+
+/// A free that is queued.
+struct Pending {
+    start: u64,
+    length: u64,
+    stream: Arc<Stream>,
+    /// `u64::MAX` while it is being submitted.
+    sequence: u64,
 }
 
 impl State {
@@ -54,11 +62,11 @@ impl Pool {
     /// # Errors
     /// `OUT_OF_MEMORY` if there is none even after the caches were trimmed and queued frees of
     /// this pool were waited for.
-    pub fn allocate(&self, driver: &'static Driver, bytes: u64) -> R<u64> {
+    pub fn allocate(&self, driver: &'static Driver, stream: &Arc<Stream>, bytes: u64) -> R<u64> {
         if bytes == 0 {
             return Err(INVALID_VALUE);
         }
-        if let Some(start) = self.reuse(driver, bytes) {
+        if let Some(start) = self.reuse(driver, stream, bytes) {
             return Ok(start);
         }
         let request = Request { gpu: self.gpu, context: 0, pool: self.id, blocks: &self.blocks };
@@ -76,10 +84,15 @@ impl Pool {
         Ok(start)
     }
 
-    fn reuse(&self, driver: &Driver, bytes: u64) -> Option<u64> {
+    /// Memory of the same size that is free already, or will be before the stream's next work.
+    fn reuse(&self, driver: &Driver, stream: &Arc<Stream>, bytes: u64) -> Option<u64> {
         let length = classic::rounded(bytes);
-        let start = {
-            let mut state = lock(&self.state);
+        let mut state = lock(&self.state);
+        let freed_here = state.pending.iter().position(|p| Arc::ptr_eq(&p.stream, stream) && p.length == length);
+        let start = if let Some(at) = freed_here {
+            // The queued free finds another allocation there and leaves it alone.
+            state.pending.swap_remove(at).start
+        } else {
             let at = state.cache.iter().position(|c| c.1 == length)?;
             state.use_more(length);
             state.cache.swap_remove(at).0
@@ -91,10 +104,10 @@ impl Pool {
 
     /// Waits for all queued frees.
     fn settle(&self) {
-        let pending = std::mem::take(&mut lock(&self.state).pending);
-        for (_, stream, sequence) in pending {
+        let pending: Vec<Pending> = std::mem::take(&mut lock(&self.state).pending);
+        for free in pending {
             // Still being submitted: whatever is queued before it is enough to wait for.
-            stream.wait(if sequence == u64::MAX { stream.submitted() } else { sequence });
+            free.stream.wait(if free.sequence == u64::MAX { free.stream.submitted() } else { free.sequence });
         }
     }
 
@@ -127,7 +140,7 @@ impl Pool {
         let destroyed = {
             let mut state = lock(&self.state);
             state.used -= length.min(state.used);
-            state.pending.retain(|p| p.0 != allocation.start);
+            state.pending.retain(|p| p.start != allocation.start);
             if length >= FRAME {
                 write(&driver.space).allocations.remove(&allocation.start);
                 state.cache.push((allocation.start, length));
@@ -193,29 +206,35 @@ impl Pool {
 /// `INVALID_VALUE` if nothing is allocated there.
 pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> R {
     let allocation = classic::find(driver, start)?;
-    // Held over the submission, so that the free cannot finish before it is noted.
     let pool = driver.pools.get(allocation.pool);
     if let Some(pool) = &pool {
         let mut state = lock(&pool.state);
-        if state.pending.iter().any(|p| p.0 == start) {
+        if state.pending.iter().any(|p| p.start == start) {
             return Err(INVALID_VALUE);
         }
-        state.pending.push((start, Arc::clone(stream), u64::MAX));
+        // Noted before it is queued, so that it cannot take effect unnoted.
+        let length = classic::rounded(allocation.length);
+        state.pending.push(Pending { start, length, stream: Arc::clone(stream), sequence: u64::MAX });
     }
-    let sequence = stream.submit(driver, Op::Free(start));
+    let sequence = stream.submit(driver, Op::Free { start, id: allocation.id });
     if let Some(pool) = &pool {
         let mut state = lock(&pool.state);
         match sequence {
-            Ok(sequence) => state.pending.iter_mut().filter(|p| p.0 == start).for_each(|p| p.2 = sequence),
-            Err(_) => state.pending.retain(|p| p.0 != start),
+            Ok(sequence) => {
+                let own = state.pending.iter_mut().find(|p| p.start == start && p.sequence == u64::MAX);
+                if let Some(own) = own {
+                    own.sequence = sequence;
+                }
+            }
+            Err(_) => state.pending.retain(|p| p.start != start),
         }
     }
     sequence.map(|_| ())
 }
 
-/// The moment at which a queued free takes effect.
-pub fn finish_free(driver: &'static Driver, start: u64) {
-    if let Ok(allocation) = classic::find(driver, start) {
+/// The moment at which a queued free takes effect: nothing if the memory was reused meanwhile.
+pub fn finish_free(driver: &'static Driver, start: u64, id: u64) {
+    if let Ok(allocation) = classic::find(driver, start).and_then(|a| if a.id == id { Ok(a) } else { Err(INVALID_VALUE) }) {
         let _ = free_now(driver, &allocation);
     }
 }

@@ -319,6 +319,11 @@ impl Shared {
         if own { Some(std::process::id() as i32) } else { holder(self.slots_fd, libc::F_GETLK, index) }
     }
 
+    /// Says that this process is about to end: its memory comes back the delay from now.
+    pub fn leave(&self) {
+        self.own().state.store(DEAD | now_ns(), Ordering::Release);
+    }
+
     /// Notices who died, and frees what the dead held once the delay is over.
     pub fn reap(&self) {
         let now = now_ns();
@@ -328,10 +333,13 @@ impl Shared {
             if state == 0 || self.slot == Some(index as u16) || self.slot_pid(index).is_some() {
                 continue;
             }
-            if state & DEAD == 0 {
+            let died = if state & DEAD == 0 {
                 let _ = slot.state.compare_exchange(state, DEAD | now, Ordering::AcqRel, Ordering::Relaxed);
-            }
-            if now < (state & !DEAD).saturating_add(self.config.death_delay_us * 1000) || state & DEAD == 0 && self.config.death_delay_us > 0 {
+                now
+            } else {
+                state & !DEAD
+            };
+            if now < died + self.config.death_delay_us * 1000 {
                 continue;
             }
             let _guard = self.lock();

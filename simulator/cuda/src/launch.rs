@@ -4,7 +4,7 @@ use crate::abi::{In, bytes, exports};
 use crate::layout::LaunchConfig;
 use crate::submit::{here, stream, submit};
 use spillway_simulator_core::code::{
-    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES, NOT_SUPPORTED, R,
+    INVALID_CONTEXT, INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R,
 };
 use spillway_simulator_core::context;
 use spillway_simulator_core::driver;
@@ -78,8 +78,8 @@ fn parameters(function: &Function, params: In<u64>, extra: In<u64>) -> R<Vec<u8>
 /// A launch with its parameters taken.
 ///
 /// # Errors
-/// `INVALID_VALUE` for a shape that no device runs or parameters that are missing,
-/// `LAUNCH_OUT_OF_RESOURCES` for too much shared memory, `NOT_SUPPORTED` for a kernel that is not
+/// `INVALID_VALUE` for a shape that no device runs, more shared memory than the function may have
+/// or parameters that are missing, `NOT_SUPPORTED` for a kernel that is not
 /// built in, and what loading its code fails with.
 pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R<Launch> {
     let (driver, context) = here()?;
@@ -95,7 +95,7 @@ pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R
         return Err(INVALID_VALUE);
     }
     if i64::from(shape.shared_bytes) > i64::from(function.dynamic_shared_max.load(Ordering::Relaxed)) {
-        return Err(if shape.shared_bytes > 227 << 10 { LAUNCH_OUT_OF_RESOURCES } else { INVALID_VALUE });
+        return Err(INVALID_VALUE);
     }
     let params = parameters(&function, params, extra)?;
     if function.builtin.is_none() {

@@ -4,7 +4,7 @@ use crate::abi::{In, Out, exports, put_bytes};
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::host::Kind;
-use spillway_simulator_core::sync::read;
+use spillway_simulator_core::sync::{lock, read};
 use std::ffi::c_void;
 
 /// What is known of an address.
@@ -98,7 +98,7 @@ fn attribute(known: Option<&Known>, attribute: u32, address: u64) -> R<Option<Ve
         4 if k.host || k.managed => wide(address),
         // Tokens for peer-to-peer by third parties; host pointers of device memory.
         4 | 5 => return Ok(None),
-        6 => narrow(0),
+        6 => narrow(u32::from(driver::get().is_ok_and(|d| lock(&d.sync_memops).contains(&k.id)))),
         7 => wide(k.id),
         8 => narrow(u32::from(k.managed)),
         9 => narrow(k.gpu),
@@ -155,8 +155,15 @@ exports! {
 
     fn cuPointerSetAttribute(value: In<u32>, which: u32, address: u64) {
         let driver = driver::get()?;
-        value.get()?;
+        let on = value.get()? != 0;
         // SYNC_MEMOPS is the only one that can be set.
-        if which == 6 && known(driver, address).is_some() { Ok(()) } else { Err(INVALID_VALUE) }
+        let known = known(driver, address).filter(|_| which == 6).ok_or(INVALID_VALUE)?;
+        let mut all = lock(&driver.sync_memops);
+        if on {
+            all.insert(known.id);
+        } else {
+            all.remove(&known.id);
+        }
+        Ok(())
     }
 }

@@ -38,7 +38,7 @@ fn allocate(out: Out<u64>, bytes: usize, from: Option<u64>, on: u64, per_thread:
             return Err(spillway_simulator_core::code::STREAM_CAPTURE_INVALIDATED);
         }
     }
-    let address = pool.allocate(driver, bytes as u64)?;
+    let address = pool.allocate(driver, &stream, bytes as u64)?;
     if let Some(capture) = capture {
         capture.own_memory(address);
         capture.record(&stream, MEM_ALLOC, Op::Empty)?;
