@@ -220,3 +220,48 @@ fn threads_come_and_go_while_it_closes_and_opens() {
     });
     assert_eq!(WRONG.load(Ordering::Relaxed), 0);
 }
+
+#[test]
+fn a_forked_child_starts_with_an_open_gate_and_one_thread() {
+    static RESET: AtomicU32 = AtomicU32::new(0);
+    let _alone = alone();
+    gate::set_on_fork_child(|| {
+        RESET.fetch_add(1, Ordering::SeqCst);
+    });
+    drop(gate::enter());
+    let (entered, wait) = mpsc::channel();
+    let (leave, told) = mpsc::channel::<()>();
+    let other = thread::spawn(move || {
+        let _inside = gate::enter();
+        entered.send(()).expect("the test waits");
+        told.recv().expect("the test tells");
+    });
+    wait.recv().expect("entered");
+    let closer = thread::spawn(|| gate::close(LONG));
+    until("closing", gate::is_closed);
+    // SAFETY: the child calls nothing but the gate (which allocates nothing here) and _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let mut wrong = i32::from(gate::is_closed());
+        wrong |= i32::from(gate::inside_threads() != 0) << 1;
+        drop(gate::enter());
+        wrong |= i32::from(RESET.load(Ordering::SeqCst) != 1) << 2;
+        wrong |= i32::from(gate::close(SOON).is_err()) << 3;
+        gate::open();
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(wrong) };
+    }
+    let mut status = -1;
+    // SAFETY: our own child, and a valid result.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(
+        status, 0,
+        "wait status; the exit code's bits say what was wrong"
+    );
+    assert_eq!(RESET.load(Ordering::SeqCst), 0, "only in the child");
+    assert!(gate::is_closed(), "the parent's gate is as it was");
+    leave.send(()).expect("it listens");
+    other.join().expect("no panic");
+    closer.join().expect("no panic").expect("closed");
+    gate::open();
+}
