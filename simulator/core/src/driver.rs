@@ -222,6 +222,13 @@ impl Driver {
         before & bit != 0
     }
 
+    /// Trims all pools to their thresholds.
+    pub fn trim_pools_to_threshold(&self) {
+        for gpu in 0..self.shared.config().gpus {
+            self.trim_pools(gpu, false);
+        }
+    }
+
     /// Trims the pools of a GPU: to nothing, or to their thresholds.
     pub fn trim_pools(&self, gpu: u32, all: bool) {
         for pool in self.pools.all().iter().filter(|p| p.gpu == gpu) {

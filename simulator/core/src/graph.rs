@@ -56,6 +56,8 @@ impl Drop for GraphMemory {
                 let _ = crate::pool::free_now(self.driver, &allocation);
             }
         }
+        // Graphs have no pool to keep it in.
+        self.driver.trim_pools_to_threshold();
     }
 }
 
