@@ -51,7 +51,13 @@ impl Device {
     ///
     /// # Errors
     /// What the driver says of the launch.
-    pub fn fill(&self, stream: &CudaStream, address: u64, words: u64, value: u32) -> Result<(), DriverError> {
+    pub fn fill(
+        &self,
+        stream: &CudaStream,
+        address: u64,
+        words: u64,
+        value: u32,
+    ) -> Result<(), DriverError> {
         let mut launch = stream.launch_builder(&self.fill);
         launch.arg(&address).arg(&words).arg(&value);
         // SAFETY: the kernel takes (u64, u64, u32) and writes `words` words at `address`, an allocation of the
@@ -63,7 +69,13 @@ impl Device {
     ///
     /// # Errors
     /// What the driver says of the launch.
-    pub fn checksum(&self, stream: &CudaStream, address: u64, words: u64, out: u64) -> Result<(), DriverError> {
+    pub fn checksum(
+        &self,
+        stream: &CudaStream,
+        address: u64,
+        words: u64,
+        out: u64,
+    ) -> Result<(), DriverError> {
         let mut launch = stream.launch_builder(&self.checksum);
         launch.arg(&address).arg(&words).arg(&out);
         // SAFETY: the kernel takes (u64, u64, u64), reads `words` words at `address` and adds to 8 bytes at `out`.
@@ -77,7 +89,11 @@ impl Device {
     pub fn spin(&self, stream: &CudaStream, ns: u64) -> Result<(), DriverError> {
         let mut launch = stream.launch_builder(&self.spin);
         launch.arg(&ns);
-        let one = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+        let one = LaunchConfig {
+            grid_dim: (1, 1, 1),
+            block_dim: (1, 1, 1),
+            shared_mem_bytes: 0,
+        };
         // SAFETY: the kernel takes one u64 and touches no memory.
         unsafe { launch.launch(one) }.map(|_| ())
     }
@@ -98,5 +114,9 @@ impl Device {
 /// Enough threads for the words, no more than a GPU runs at once; the kernels' loops stride by the grid.
 fn shape(words: u64) -> LaunchConfig {
     let blocks = u32::try_from(words.div_ceil(256).clamp(1, 1024)).unwrap_or(1);
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 }
+    LaunchConfig {
+        grid_dim: (blocks, 1, 1),
+        block_dim: (256, 1, 1),
+        shared_mem_bytes: 0,
+    }
 }

@@ -19,7 +19,11 @@ impl Kind {
     /// Alternating, so that a program has both.
     #[must_use]
     pub fn alternate(number: usize) -> Kind {
-        if number.is_multiple_of(2) { Kind::Ordered } else { Kind::Plain }
+        if number.is_multiple_of(2) {
+            Kind::Ordered
+        } else {
+            Kind::Plain
+        }
     }
 }
 
@@ -52,7 +56,12 @@ impl Memory {
             }
         };
         let address = slice.device_ptr(stream).0;
-        Ok(Memory { slice: Some(slice), kind, address, bytes })
+        Ok(Memory {
+            slice: Some(slice),
+            kind,
+            address,
+            bytes,
+        })
     }
 
     #[must_use]
@@ -105,7 +114,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let Some(slice) = self.slice.take() else { return };
+        let Some(slice) = self.slice.take() else {
+            return;
+        };
         if self.kind == Kind::Plain {
             let context = slice.context().clone();
             let address = slice.leak();

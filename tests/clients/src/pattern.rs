@@ -59,7 +59,9 @@ impl Checksum {
     pub fn add(&mut self, bytes: &[u8]) {
         let mut sum = self.sum;
         // The place is mixed modulo 2^32, as the kernel does it.
-        let mut mixed = u32::try_from(self.words & 0xffff_ffff).unwrap_or(0).wrapping_mul(0x9E37_79B1);
+        let mut mixed = u32::try_from(self.words & 0xffff_ffff)
+            .unwrap_or(0)
+            .wrapping_mul(0x9E37_79B1);
         for word in bytes.as_chunks::<4>().0 {
             sum = sum.wrapping_add(u64::from(u32::from_le_bytes(*word) ^ mixed));
             mixed = mixed.wrapping_add(0x9E37_79B1);
@@ -96,7 +98,9 @@ pub fn checksum_of_filled(value: u32, words: u64) -> u64 {
 /// Puts the checksums of parts together, in order: two parts exchanged give another result.
 #[must_use]
 pub fn combine(sums: &[u64]) -> u64 {
-    sums.iter().fold(0, |total: u64, sum| total.rotate_left(9) ^ sum.wrapping_mul(0xff51_afd7_ed55_8ccd))
+    sums.iter().fold(0, |total: u64, sum| {
+        total.rotate_left(9) ^ sum.wrapping_mul(0xff51_afd7_ed55_8ccd)
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +135,9 @@ mod tests {
 
     #[test]
     fn filled_words_need_no_bytes() {
-        let bytes: Vec<u8> = std::iter::repeat_n(0x0102_0304_u32.to_le_bytes(), 5000).flatten().collect();
+        let bytes: Vec<u8> = std::iter::repeat_n(0x0102_0304_u32.to_le_bytes(), 5000)
+            .flatten()
+            .collect();
         assert_eq!(checksum_of_filled(0x0102_0304, 5000), Checksum::of(&bytes));
     }
 

@@ -11,7 +11,9 @@ use crate::pattern::Random;
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     match parse_amount(text).map_err(|e| e.to_string())? {
         Amount::Bytes(bytes) => Ok(bytes),
-        Amount::Fraction(_) => Err(format!("{text}: write a size such as 64MiB, not a share of the device")),
+        Amount::Fraction(_) => Err(format!(
+            "{text}: write a size such as 64MiB, not a share of the device"
+        )),
     }
 }
 
@@ -19,7 +21,12 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 ///
 /// All are multiples of 4, in no order, the same for the same seed. The last takes what rounding left.
 #[must_use]
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes are approximate")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "sizes are approximate"
+)]
 pub fn log_uniform(count: usize, smallest: u64, total: u64, seed: u64) -> Vec<u64> {
     if count == 0 || total < smallest * count as u64 {
         return vec![(total / count.max(1) as u64) & !3; count];
@@ -28,7 +35,10 @@ pub fn log_uniform(count: usize, smallest: u64, total: u64, seed: u64) -> Vec<u6
     let places: Vec<f64> = (0..count).map(|_| random.unit()).collect();
     let sizes_for = |largest: f64| -> Vec<u64> {
         let ratio = largest / smallest as f64;
-        places.iter().map(|place| ((smallest as f64 * ratio.powf(*place)) as u64).max(smallest) & !3).collect()
+        places
+            .iter()
+            .map(|place| ((smallest as f64 * ratio.powf(*place)) as u64).max(smallest) & !3)
+            .collect()
     };
     let (mut low, mut high) = (smallest as f64, total as f64);
     for _ in 0..60 {
@@ -64,7 +74,10 @@ mod tests {
         assert!((512_u64 << 20) - sum < 4, "{sum}");
         assert!(sizes.iter().all(|s| *s >= 1024 && s % 4 == 0));
         let small = sizes.iter().filter(|s| **s < 64 << 10).count();
-        assert!(small > 100 && small < 400, "{small} of 499 are below 64 KiB");
+        assert!(
+            small > 100 && small < 400,
+            "{small} of 499 are below 64 KiB"
+        );
         assert_eq!(sizes, log_uniform(499, 1024, 512 << 20, 7));
         assert_ne!(sizes, log_uniform(499, 1024, 512 << 20, 8));
     }

@@ -40,7 +40,8 @@ pub fn read_tensors<E: From<io::Error>>(
     sizes: &[u64],
     mut each: impl FnMut(usize, &[u8]) -> Result<(), E>,
 ) -> Result<u64, E> {
-    let mut buffer = vec![0; usize::try_from(sizes.iter().copied().max().unwrap_or(0)).unwrap_or(0)];
+    let mut buffer =
+        vec![0; usize::try_from(sizes.iter().copied().max().unwrap_or(0)).unwrap_or(0)];
     let (mut at, mut sums) = (0, Vec::with_capacity(sizes.len()));
     for (number, size) in sizes.iter().enumerate() {
         let bytes = &mut buffer[..usize::try_from(*size).unwrap_or(0)];
@@ -71,7 +72,11 @@ pub fn write(path: &std::path::Path, bytes: u64, seed: u64) -> io::Result<u64> {
     std::thread::scope(|scope| {
         let other = scope.spawn(|| write_part(&file, second, seed));
         let mut sums = write_part(&file, first, seed)?;
-        sums.extend(other.join().map_err(|_| io::Error::other("the writing thread panicked"))??);
+        sums.extend(
+            other
+                .join()
+                .map_err(|_| io::Error::other("the writing thread panicked"))??,
+        );
         Ok(combine(&sums))
     })
 }

@@ -67,19 +67,29 @@ struct Program {
 impl Program {
     fn alloc(&self, bytes: u64) -> Result<(), DriverError> {
         let memory = Memory::new(&self.stream, self.kind, bytes)?;
-        let value = u32::try_from(self.filled.fetch_add(0x0001_0003, SeqCst) & 0xffff_ffff).unwrap_or(0);
-        self.device.fill(&self.stream, memory.address(), memory.words(), value)?;
+        let value =
+            u32::try_from(self.filled.fetch_add(0x0001_0003, SeqCst) & 0xffff_ffff).unwrap_or(0);
+        self.device
+            .fill(&self.stream, memory.address(), memory.words(), value)?;
         self.stream.synchronize()?;
-        self.held.lock().map(|mut held| held.push(Held { memory, value })).unwrap_or_default();
+        self.held
+            .lock()
+            .map(|mut held| held.push(Held { memory, value }))
+            .unwrap_or_default();
         Ok(())
     }
 
     fn total(&self) -> u64 {
-        self.held.lock().map(|held| held.iter().map(|h| h.memory.bytes()).sum()).unwrap_or(0)
+        self.held
+            .lock()
+            .map(|held| held.iter().map(|h| h.memory.bytes()).sum())
+            .unwrap_or(0)
     }
 
     fn free(&self, count: usize) -> (usize, u64) {
-        let Ok(mut held) = self.held.lock() else { return (0, 0) };
+        let Ok(mut held) = self.held.lock() else {
+            return (0, 0);
+        };
         let keep = held.len().saturating_sub(count);
         let gone = held.split_off(keep);
         let bytes = gone.iter().map(|h| h.memory.bytes()).sum();
@@ -88,22 +98,41 @@ impl Program {
 
     /// Fills everything again with the values that it has: a write to all that is held.
     fn touch(&self) -> Result<(), DriverError> {
-        let Ok(held) = self.held.lock() else { return Ok(()) };
+        let Ok(held) = self.held.lock() else {
+            return Ok(());
+        };
         for one in held.iter() {
-            self.device.fill(&self.stream, one.memory.address(), one.memory.words(), one.value)?;
+            self.device.fill(
+                &self.stream,
+                one.memory.address(),
+                one.memory.words(),
+                one.value,
+            )?;
         }
         self.stream.synchronize()
     }
 
     fn check(&self) -> Result<Option<String>, DriverError> {
-        let Ok(held) = self.held.lock() else { return Ok(Some("a thread panicked".into())) };
-        let sums = checksums(&self.device, &self.stream, held.iter().map(|h| (h.memory.address(), h.memory.words())))?;
+        let Ok(held) = self.held.lock() else {
+            return Ok(Some("a thread panicked".into()));
+        };
+        let sums = checksums(
+            &self.device,
+            &self.stream,
+            held.iter().map(|h| (h.memory.address(), h.memory.words())),
+        )?;
         for (number, (one, sum)) in held.iter().zip(sums).enumerate() {
             if sum != pattern::checksum_of_filled(one.value, one.memory.words()) {
-                return Ok(Some(format!("allocation {number} at {:#x} has other contents", one.memory.address())));
+                return Ok(Some(format!(
+                    "allocation {number} at {:#x} has other contents",
+                    one.memory.address()
+                )));
             }
             if !one.memory.unmoved(&self.device)? {
-                return Ok(Some(format!("allocation {number} is not at {:#x} any more", one.memory.address())));
+                return Ok(Some(format!(
+                    "allocation {number} is not at {:#x} any more",
+                    one.memory.address()
+                )));
             }
         }
         Ok(None)
@@ -115,13 +144,18 @@ impl Program {
             let every = self.touch_every.load(SeqCst);
             if self.busy.load(SeqCst) || every > 0 {
                 let start = Instant::now();
-                let spun = self.device.spin(&self.stream, 200_000).and_then(|()| self.touch());
+                let spun = self
+                    .device
+                    .spin(&self.stream, 200_000)
+                    .and_then(|()| self.touch());
                 if let Err(error) = spun {
                     say(&format!("error in background {error:?}"));
                     return;
                 }
                 if every > 0 && !self.busy.load(SeqCst) {
-                    std::thread::sleep(Duration::from_millis(every).saturating_sub(start.elapsed()));
+                    std::thread::sleep(
+                        Duration::from_millis(every).saturating_sub(start.elapsed()),
+                    );
                 }
             } else {
                 std::thread::sleep(Duration::from_millis(2));
@@ -141,7 +175,8 @@ impl Program {
                 },
             },
             (Some("free"), count) => {
-                let (count, bytes) = self.free(count.and_then(|c| c.parse().ok()).unwrap_or(usize::MAX));
+                let (count, bytes) =
+                    self.free(count.and_then(|c| c.parse().ok()).unwrap_or(usize::MAX));
                 format!("ok {count} {bytes}")
             }
             (Some("info"), _) => {
@@ -185,7 +220,11 @@ fn main() -> anyhow::Result<()> {
     let program = Arc::new(Program {
         stream: device.stream()?,
         device,
-        kind: if args.ordered { Kind::Ordered } else { Kind::Plain },
+        kind: if args.ordered {
+            Kind::Ordered
+        } else {
+            Kind::Plain
+        },
         held: Mutex::new(Vec::new()),
         filled: AtomicU64::new(0x1234_5678),
         busy: AtomicBool::new(args.busy && !args.idle),
