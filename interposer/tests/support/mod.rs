@@ -71,7 +71,21 @@ fn cc(arguments: &[&str]) {
     );
 }
 
+/// Takes away what earlier runs have built.
+fn clean(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("entry-")) else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn build() -> PathBuf {
+    clean(Path::new(env!("CARGO_TARGET_TMPDIR")));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("entry-{}", std::process::id()));
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c");
     let old = out.join("old");
