@@ -31,6 +31,9 @@ impl Runtime {
         if bytes == 0 {
             return Err(Status::INVALID_VALUE);
         }
+        if !ordered {
+            self.capture_allows()?;
+        }
         let (context, device) = self.current()?;
         self.reap_deferred();
         if !self.paging || bytes > u64::MAX / 4 {
@@ -50,13 +53,15 @@ impl Runtime {
                 }
                 Ok(Backing::Pageable) => {}
             }
-            let made = self.create_block(context, device, charge, |block| {
-                let mut heap = lock(&self.heap);
-                if small {
-                    heap.add_slab(block.into_slab());
-                } else {
-                    heap.add_own(block, bytes, ordered);
-                }
+            let made = healthy().and_then(|()| {
+                self.create_block(context, device, charge, |block| {
+                    let mut heap = lock(&self.heap);
+                    if small {
+                        heap.add_slab(block.into_slab());
+                    } else {
+                        heap.add_own(block, bytes, ordered);
+                    }
+                })
             });
             match made {
                 Err(why) => {
@@ -68,6 +73,21 @@ impl Runtime {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// While a stream captures, whether the driver would let this thread allocate: asked with an
+    /// allocation of its own, so that a capture that forbids it is spoilt as it would be.
+    fn capture_allows(&self) -> Result<(), Status> {
+        if !self.paging || !lock(&self.contexts).any_capture() {
+            return Ok(());
+        }
+        let mut ptr = 0;
+        // SAFETY: the driver fills one address, which is freed at once.
+        unsafe {
+            call::cuMemAlloc_v2(&raw mut ptr, 1).ok()?;
+            let _ = call::cuMemFree_v2(ptr);
+        }
+        Ok(())
     }
 
     /// Makes a block of `bytes` and hands it to `keep`, inside the gate.
@@ -312,6 +332,14 @@ impl Runtime {
             self.uncharge(device, bytes);
         }
     }
+}
+
+/// What the driver's own allocation would answer in a context that is broken or gone: our calls need
+/// no context and would not notice.
+fn healthy() -> Result<(), Status> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the driver fills two integers.
+    unsafe { call::cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok()
 }
 
 /// Cuts a block into chunks.

@@ -95,7 +95,11 @@ pub fn symbol(library: Library, name: &CStr) -> *mut c_void {
 
 /// Looks `name` up and puts it into its slot.
 #[inline]
-pub(crate) fn resolve<F: Function>(library: Library, name: &'static CStr, slot: &Slot<F>) -> Option<F> {
+pub(crate) fn resolve<F: Function>(
+    library: Library,
+    name: &'static CStr,
+    slot: &Slot<F>,
+) -> Option<F> {
     let address = symbol_or_null(library, name.as_ptr());
     if address.is_null() {
         return None;

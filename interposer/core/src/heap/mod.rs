@@ -129,6 +129,8 @@ pub struct Heap {
     slabs: BTreeSet<(usize, u64, u64)>,
     moving: bool,
     ids: u64,
+    /// Pointers whose copies the program wants synchronous.
+    sync_memops: BTreeSet<u64>,
 }
 
 impl Heap {
@@ -236,8 +238,24 @@ impl Heap {
         );
     }
 
+    /// Notes `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS` of a live pointer, to be set again after a restore.
+    pub fn set_sync_memops(&mut self, ptr: u64, on: bool) {
+        if on {
+            self.sync_memops.insert(ptr);
+        } else {
+            self.sync_memops.remove(&ptr);
+        }
+    }
+
+    /// Pointers whose copies are to be synchronous.
+    #[must_use]
+    pub fn sync_memops(&self) -> &BTreeSet<u64> {
+        &self.sync_memops
+    }
+
     /// Ends a pointer's life: it is unknown from now on, its space not yet reusable.
     pub fn take(&mut self, ptr: u64) -> Option<Alloc> {
+        self.sync_memops.remove(&ptr);
         self.allocs.remove(&ptr)
     }
 

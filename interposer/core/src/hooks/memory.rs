@@ -203,6 +203,39 @@ fn reuse_name(stream: usize) -> usize {
     }
 }
 
+/// The program has made another pool than the default one current: its allocations come from there.
+fn own_pool(runtime: &Runtime) -> bool {
+    use std::sync::atomic::Ordering::SeqCst;
+    let devices = runtime.own_pools.load(SeqCst);
+    devices != 0
+        && runtime
+            .current()
+            .is_ok_and(|(_, device)| devices >> device & 1 != 0)
+}
+
+pub unsafe fn cuDeviceSetMemPool(
+    real: sig::cuDeviceSetMemPool,
+    dev: i32,
+    pool: *mut c_void,
+) -> Status {
+    use std::sync::atomic::Ordering::SeqCst;
+    // SAFETY: the application's own call.
+    let status = unsafe { real(dev, pool) };
+    if let (true, Some(runtime)) = (status.is_success(), limited())
+        && let Some(device) = runtime.device_index(dev)
+    {
+        let mut default = core::ptr::null_mut();
+        // SAFETY: the driver fills one handle.
+        let known = unsafe { call::cuDeviceGetDefaultMemPool(&raw mut default, dev) };
+        if known.is_success() && default == pool {
+            runtime.own_pools.fetch_and(!(1 << device), SeqCst);
+        } else {
+            runtime.own_pools.fetch_or(1 << device, SeqCst);
+        }
+    }
+    status
+}
+
 unsafe fn alloc_async(
     dptr: *mut u64,
     bytes: usize,
@@ -215,7 +248,7 @@ unsafe fn alloc_async(
     if dptr.is_null() || bytes == 0 || capturing(runtime, stream) {
         return real();
     }
-    if !runtime.paging {
+    if !runtime.paging || own_pool(runtime) {
         return pass_charged(runtime, bytes as u64, true, || {
             let status = real();
             // SAFETY: checked against null; written by the driver if it says success.
@@ -650,6 +683,10 @@ pub unsafe fn cuMemMap(
 }
 
 pub unsafe fn cuMemUnmap(real: sig::cuMemUnmap, ptr: u64, size: usize) -> Status {
+    // Ours pass for classic memory, which is not unmapped by hand.
+    if limited().is_some_and(|runtime| super::report::ours(runtime, ptr).is_some()) {
+        return Status::INVALID_VALUE;
+    }
     // SAFETY: the application's own call.
     let status = unsafe { real(ptr, size) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {

@@ -176,8 +176,10 @@ fn value_of(runtime: &Runtime, alloc: &Alloc, ptr: u64, which: u32) -> Result<Va
         a::MEMORY_TYPE => Value::Word(DEVICE_MEMORY),
         a::DEVICE_POINTER => Value::Long(ptr),
         a::BUFFER_ID | a::MEMORY_BLOCK_ID => Value::Long(alloc.id),
-        a::SYNC_MEMOPS
-        | a::IS_MANAGED
+        a::SYNC_MEMOPS => Value::Word(u32::from(
+            lock(&runtime.heap).sync_memops().contains(&alloc.ptr),
+        )),
+        a::IS_MANAGED
         | a::IS_LEGACY_CUDA_IPC_CAPABLE
         | a::IS_GPU_DIRECT_RDMA_CAPABLE
         | a::IS_HW_DECOMPRESS_CAPABLE => Value::Word(0),
@@ -269,6 +271,15 @@ pub unsafe fn cuPointerSetAttribute(
     // SAFETY: the application's own call; the gate keeps the memory in place.
     let status = unsafe { real(value, attribute, ptr) };
     drop(inside);
+    if status.is_success()
+        && attribute == attribute::SYNC_MEMOPS
+        && let Some(runtime) = limited()
+        && let Some(alloc) = ours(runtime, ptr)
+    {
+        // SAFETY: the driver has just read it.
+        let on = unsafe { value.cast::<u8>().read() } != 0;
+        lock(&runtime.heap).set_sync_memops(alloc.ptr, on);
+    }
     status
 }
 

@@ -15,6 +15,8 @@ use crate::vmm;
 
 /// The size of a segment that is asked for, where that much is needed.
 const SEGMENT: u64 = 256 << 20;
+/// The least that is asked for: many small segments cost more than some spare space.
+const LEAST: u64 = 8 * GRANULE;
 /// Surplus kept before a segment is given back.
 const SURPLUS: u64 = 512 << 20;
 /// `CU_MEMHOSTREGISTER_PORTABLE`
@@ -82,7 +84,7 @@ impl HostMemory {
 
     fn grow(&mut self, runtime: &Runtime, missing: u64) -> Result<(), String> {
         let session = runtime.session.as_ref().ok_or("there is no coordinator")?;
-        let segment = session.segment(granules_up(missing).clamp(GRANULE, SEGMENT))?;
+        let segment = session.segment(granules_up(missing).clamp(LEAST, SEGMENT))?;
         let bytes = usize::try_from(segment.bytes).map_err(|_| "segment too large")?;
         match session::map(&segment.file, bytes, true) {
             Ok(address) => {

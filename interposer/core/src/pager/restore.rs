@@ -8,8 +8,9 @@ use std::time::Instant;
 use super::Worker;
 use super::copy::{Copies, Direction};
 use super::evict::nanos;
-use crate::driver::Status;
+use crate::driver::{Status, call};
 use crate::heap::Moving;
+use crate::lock;
 use crate::vmm;
 
 impl Worker {
@@ -85,6 +86,23 @@ impl Worker {
         Ok(())
     }
 
+    /// New physical memory has the default attributes.
+    fn set_attributes_again(&self) {
+        /// `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`
+        const SYNC_MEMOPS: u32 = 6;
+        let on = 1u32;
+        let pointers: Vec<u64> = lock(&self.runtime.heap)
+            .sync_memops()
+            .iter()
+            .copied()
+            .collect();
+        for ptr in pointers {
+            // SAFETY: the driver reads one integer; the memory is mapped.
+            let _ =
+                unsafe { call::cuPointerSetAttribute((&raw const on).cast(), SYNC_MEMOPS, ptr) };
+        }
+    }
+
     fn fill(
         &mut self,
         moved: &mut [Moving],
@@ -120,6 +138,7 @@ impl Worker {
             }
         }
         copies.finish(&mut self.host)?;
+        self.set_attributes_again();
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ mod contexts;
 mod start;
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,8 @@ pub struct Runtime {
     pub peers: Mutex<Vec<(usize, usize)>>,
     /// The pager's post box.
     pub pager: Pager,
+    /// Bit per device: the program made a pool of its own current there.
+    pub own_pools: AtomicU64,
     /// The process is exiting: nothing is moved any more.
     pub ending: AtomicBool,
 }

@@ -1,8 +1,8 @@
 //! The beginning: configuration, devices, registration, threads. Runs inside the first `cuInit`.
 
 use std::mem::MaybeUninit;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Condvar, Mutex, Once};
 
 use spillway_protocol::message::{DeviceInfo, Register};
@@ -252,6 +252,7 @@ fn assemble(config: &Config, devices: Vec<Device>, session: Option<Session>) -> 
         small,
         peers: Mutex::default(),
         pager: Pager::default(),
+        own_pools: AtomicU64::new(0),
         ending: AtomicBool::new(false),
     }
 }

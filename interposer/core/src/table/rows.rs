@@ -126,7 +126,7 @@ macro_rules! driver_rows {
             off none cuDevicePrimaryCtxSetFlags_v2 = cuDevicePrimaryCtxSetFlags 11000 [] (dev: i32, flags: u32);
             off none cuDeviceRegisterAsyncNotification = cuDeviceRegisterAsyncNotification 12040 [] (device: i32, callbackFunc: *mut c_void, userData: *mut c_void, callback: *mut *mut c_void);
             gated needs_residency cuDeviceSetGraphMemAttribute = cuDeviceSetGraphMemAttribute 11040 [takes] (device: i32, attr: u32, value: *mut c_void);
-            slot maps cuDeviceSetMemPool = cuDeviceSetMemPool 11020 [] (dev: i32, pool: *mut c_void);
+            custom maps cuDeviceSetMemPool = cuDeviceSetMemPool 11020 [] (dev: i32, pool: *mut c_void);
             custom reports cuDeviceTotalMem = cuDeviceTotalMem 2000 [legacy] (bytes: *mut u32, dev: i32);
             custom reports cuDeviceTotalMem_v2 = cuDeviceTotalMem 3020 [] (bytes: *mut usize, dev: i32);
             off none cuDeviceUnregisterAsyncNotification = cuDeviceUnregisterAsyncNotification 12040 [] (device: i32, callback: *mut c_void);
