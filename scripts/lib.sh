@@ -70,7 +70,7 @@ keeper() {
     for tries in {1..80}; do
         left=$(running_in "$mine") || break
         # shellcheck disable=SC2086 # a list of numbers
-        if ((tries == 1)); then kill -TERM $left; elif ((tries > 60)); then kill -KILL $left; fi
+        if ((tries == 1)); then kill -TERM $left; kill -CONT $left; elif ((tries > 60)); then kill -KILL $left; fi
         sleep 0.05
     done
     rm -rf -- "$mine"

@@ -43,6 +43,14 @@ type Refusal = (&'static str, String);
 impl Daemon {
     /// The first packet of a session.
     pub(super) fn register_packet(&mut self, id: ProcessId, packet: Packet) {
+        if FromProcess::decode(&packet.bytes) == Ok(FromProcess::Wake) {
+            // `spillway run` and `spillway doctor` ask whether a coordinator answers: it does, and
+            // that is worth neither an event nor a count.
+            if let Some(session) = self.sessions.get_mut(&id) {
+                session.refuse("register first");
+            }
+            return;
+        }
         if let Err((reason, text)) = self.first(id, packet) {
             self.refuse(id, reason, &text);
         }

@@ -9,6 +9,7 @@ use spillway_protocol::{PROTOCOL_VERSION, format_bytes};
 
 use super::Report;
 use crate::cli::args::Place;
+use crate::cli::out::Failure;
 use crate::cli::{library, session, status};
 use crate::model::Status;
 
@@ -24,7 +25,7 @@ pub fn examine(report: &mut Report, place: &Place) {
         }
     }
     if socket(report, "api_socket", &api_socket(&dir), 0o600) {
-        match status::fetch(&place.client()) {
+        match settled(place) {
             Ok(status) => daemon(report, &status),
             Err(failure) => report.fail("api", failure.text(), "see the log of spillwayd"),
         }
@@ -50,6 +51,17 @@ pub fn examine(report: &mut Report, place: &Place) {
         "programs on this node find no GPU unless they bring their own",
     );
     huge_pages(report);
+}
+
+/// The daemon's status; one that has just started gets the moment that it needs to ask NVML.
+fn settled(place: &Place) -> Result<Status, Failure> {
+    let status = status::fetch(&place.client())?;
+    let unasked = status.devices.iter().any(|d| d.nvml_used_bytes.is_none());
+    if !unasked || status.uptime_seconds > 3.0 {
+        return Ok(status);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    status::fetch(&place.client())
 }
 
 fn run_dir(report: &mut Report, dir: &Path, why: &str) {
