@@ -10,7 +10,9 @@ that a stream capture is open.
 """
 
 import ctypes
+import hashlib
 import os
+import random
 import sys
 
 from cuda.bindings import driver as cu
@@ -48,15 +50,11 @@ def step(name, capturing=False):
 
 
 def pattern(count, seed):
-    return bytes((i * 7 + (i >> 8) * 13 + seed) & 255 for i in range(count))
+    return random.Random(seed).randbytes(count)
 
 
 def digest(data):
-    """FNV-1a over 64-bit words: short to print, and different for different data."""
-    value = 0xCBF29CE484222325
-    for at in range(0, len(data), 8):
-        value = (value ^ int.from_bytes(data[at : at + 8], "little")) * 0x100000001B3 & (1 << 64) - 1
-    return f"{len(data)} bytes {value:016x}"
+    return f"{len(data)} bytes {hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def from_device(pointer, count):
@@ -76,7 +74,8 @@ def launch(kernel, words, stream, types, values):
 
 def checksum(kernels, pointer, words, stream):
     out = call(cu.cuMemAlloc, 8)
-    call(cu.cuMemsetD32, out, 0, 2)
+    # In the same stream: a memset does not wait, and a non-blocking stream does not wait for it.
+    call(cu.cuMemsetD32Async, out, 0, 2, stream)
     launch(kernels["checksum_u32"], words, stream, (ctypes.c_uint64,) * 3, (int(pointer), words, int(out)))
     call(cu.cuStreamSynchronize, stream)
     value = int.from_bytes(from_device(out, 8), "little")
@@ -184,6 +183,7 @@ def streams_and_events(pointers):
     after = call(cu.cuEventCreate, cu.CUevent_flags.CU_EVENT_DEFAULT)
     pinned = call(cu.cuMemHostAlloc, size, cu.CU_MEMHOSTALLOC_PORTABLE)
     ctypes.memmove(pinned, pattern(size, 99), size)
+    call(cu.cuCtxSynchronize)
     step("pinned")
     call(cu.cuEventRecord, before, stream)
     call(cu.cuMemcpyHtoDAsync, pointers[4], pinned, size, stream)
@@ -256,6 +256,8 @@ def modules_and_kernels(ptx, pointers, stream):
     floats = (ctypes.c_float * 1024)(*range(1024))
     call(cu.cuMemcpyHtoD, pointers[2], ctypes.addressof(floats), 4096)
     call(cu.cuMemcpyHtoD, pointers[5], ctypes.addressof(floats), 4096)
+    # A copy from pageable memory may return before it has arrived; the stream does not wait for it.
+    call(cu.cuCtxSynchronize)
     step("vectors")
     launch(kernels["axpy_f32"], 1024, stream, (ctypes.c_uint64, ctypes.c_float, ctypes.c_uint64, ctypes.c_uint64),
            (1024, 2.5, int(pointers[2]), int(pointers[5])))
@@ -285,7 +287,7 @@ def graphs(kernels, pointers, stream):
     executable = call(cu.cuGraphInstantiate, graph, 0)
     step("instantiated")
     for _ in range(2):
-        call(cu.cuMemsetD8, pointers[4], 0, 2 * MIB)
+        call(cu.cuMemsetD8Async, pointers[4], 0, 2 * MIB, stream)
         call(cu.cuGraphLaunch, executable, stream)
         call(cu.cuStreamSynchronize, stream)
         show("by graph", checksum(kernels, pointers[4], words, stream))
