@@ -238,12 +238,31 @@ impl Daemon {
                 seconds: seconds(now().saturating_sub(operation.began)),
                 name: operation.name,
             }),
-            Err(text) => Err(ControlError::Conflict(format!(
-                "{}: {text}",
-                operation.name
-            ))),
+            Err(text) => {
+                let text = self.reason_given(&operation.name).unwrap_or(text);
+                Err(ControlError::Conflict(format!(
+                    "{}: {text}",
+                    operation.name
+                )))
+            }
         };
         let _ = operation.reply.try_send(answer);
+    }
+
+    /// What the workload's processes said about the eviction that has just failed: they know what
+    /// they waited for.
+    fn reason_given(&self, name: &str) -> Option<String> {
+        let its_own = |event: &&crate::model::Event| event.workload.as_deref() == Some(name);
+        self.events
+            .kept()
+            .rev()
+            .filter(its_own)
+            .take_while(|event| event.kind != "evicting")
+            .find(|event| {
+                let said = ["busy: ", "eviction undone: "];
+                event.kind == "note" && said.iter().any(|start| event.text.starts_with(start))
+            })
+            .map(|event| event.text.clone())
     }
 
     /// A session is over: its process ended, left, or was sent away.
