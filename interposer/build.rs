@@ -2,8 +2,10 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Our own exports are meant when we take their addresses, whoever else defines the same names.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-Bsymbolic");
+    // Our own exports are meant when we take their addresses, whoever else defines the same names. Not
+    // `-Bsymbolic`: that marks the library, and the loader then searches it first whenever it asks for
+    // RTLD_DEFAULT, so that another preload's functions in front of ours would not be found.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-Bsymbolic-functions");
     // Thread-specific data and fork handlers point into this library: it stays, even if somebody who
     // opened it by hand closes it.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");

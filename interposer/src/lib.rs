@@ -1,7 +1,7 @@
 //! `libspillway.so`: the exports, and nothing else.
 //!
 //! Everything expands from the core's table. Addresses of our own exports are bound within this object
-//! (`-Bsymbolic`, see `build.rs`), so that a program's or another preload's function of the same name
+//! (`-Bsymbolic-functions`, see `build.rs`), so that a program's or another preload's function of the same name
 //! never ends up in the map.
 
 #![allow(non_snake_case, reason = "named after the driver's entry points")]
