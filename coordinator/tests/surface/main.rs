@@ -5,4 +5,5 @@ mod cli;
 mod doctor;
 mod fake;
 mod http;
+mod real;
 mod run;
