@@ -8,7 +8,9 @@ use std::path::Path;
 /// The names that a source file defines: `fn cuX(` and the `/ cuX_ptsz` beside it.
 fn implemented(text: &str, names: &mut BTreeSet<String>) {
     for line in text.lines().map(str::trim_start) {
-        let Some(rest) = line.strip_prefix("fn cu") else { continue };
+        let Some(rest) = line.strip_prefix("fn cu") else {
+            continue;
+        };
         let head = rest.split('(').next().unwrap_or_default();
         for word in format!("cu{head}").split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
             if word.starts_with("cu") && word[2..].starts_with(|c: char| c.is_ascii_uppercase()) {
@@ -27,7 +29,10 @@ fn main() {
     // Threads and fork handlers live on: unloading would leave them without code.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     let mut names = BTreeSet::new();
-    let mut files: Vec<_> = std::fs::read_dir("src").expect("src").map(|e| e.expect("entry").path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir("src")
+        .expect("src")
+        .map(|e| e.expect("entry").path())
+        .collect();
     files.sort();
     for file in files {
         implemented(&std::fs::read_to_string(&file).expect("source"), &mut names);
@@ -38,7 +43,9 @@ fn main() {
     let mut rows = String::new();
     for line in table.lines().skip(1) {
         let columns: Vec<&str> = line.split(',').collect();
-        let [symbol, base, version, variant] = columns[..] else { panic!("driver_api.csv: {line}") };
+        let [symbol, base, version, variant] = columns[..] else {
+            panic!("driver_api.csv: {line}")
+        };
         if names.remove(symbol) {
             writeln!(declared, "    pub fn {symbol}();").expect("write");
         } else {

@@ -21,7 +21,9 @@ pub struct Blocks(BTreeMap<u64, Ranges>);
 
 impl Blocks {
     fn take(&mut self, length: u64) -> Option<u64> {
-        self.0.values_mut().find_map(|free| free.take(length, SMALL))
+        self.0
+            .values_mut()
+            .find_map(|free| free.take(length, SMALL))
     }
 
     /// Gives a piece back; true with the block's start if the block is empty now.
@@ -46,20 +48,34 @@ pub struct Request<'a> {
 /// What an allocation of `bytes` takes.
 #[must_use]
 pub fn rounded(bytes: u64) -> u64 {
-    if bytes <= SMALL_MAX { bytes.next_multiple_of(SMALL) } else { bytes.next_multiple_of(FRAME) }
+    if bytes <= SMALL_MAX {
+        bytes.next_multiple_of(SMALL)
+    } else {
+        bytes.next_multiple_of(FRAME)
+    }
 }
 
 fn map(driver: &'static Driver, gpu: u32, length: u64) -> R<u64> {
     let physical = Physical::new(driver.shared, gpu, length, 0, [0; 8])?;
     let mut space = write(&driver.space);
-    let start = space.take_addresses(length, FRAME, 0).ok_or(OUT_OF_MEMORY)?;
+    let start = space
+        .take_addresses(length, FRAME, 0)
+        .ok_or(OUT_OF_MEMORY)?;
     let mut access = [0; GPUS_MAX];
     for (from, rights) in access.iter_mut().enumerate() {
         if from as u32 == gpu || driver.peer_enabled(from as u32, gpu) {
             *rights = READ_WRITE;
         }
     }
-    space.regions.insert(start, Region { length, physical, access, vmm: false });
+    space.regions.insert(
+        start,
+        Region {
+            length,
+            physical,
+            access,
+            vmm: false,
+        },
+    );
     Ok(start)
 }
 
@@ -102,8 +118,14 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
     } else {
         map(driver, request.gpu, length)?
     };
-    let allocation =
-        Allocation { start, length: bytes, gpu: request.gpu, context: request.context, pool: request.pool, id: fresh_id() };
+    let allocation = Allocation {
+        start,
+        length: bytes,
+        gpu: request.gpu,
+        context: request.context,
+        pool: request.pool,
+        id: fresh_id(),
+    };
     write(&driver.space).allocations.insert(start, allocation);
     Ok(start)
 }
@@ -113,7 +135,11 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
 /// # Errors
 /// `INVALID_VALUE` if there is none.
 pub fn find(driver: &Driver, start: u64) -> R<Allocation> {
-    read(&driver.space).allocations.get(&start).cloned().ok_or(INVALID_VALUE)
+    read(&driver.space)
+        .allocations
+        .get(&start)
+        .cloned()
+        .ok_or(INVALID_VALUE)
 }
 
 /// Frees the allocation that starts at `start`, at once.
@@ -121,7 +147,10 @@ pub fn find(driver: &Driver, start: u64) -> R<Allocation> {
 /// # Errors
 /// `INVALID_VALUE` if there is none.
 pub fn free(driver: &Driver, start: u64, blocks: &Mutex<Blocks>) -> R {
-    let allocation = write(&driver.space).allocations.remove(&start).ok_or(INVALID_VALUE)?;
+    let allocation = write(&driver.space)
+        .allocations
+        .remove(&start)
+        .ok_or(INVALID_VALUE)?;
     let length = rounded(allocation.length);
     if length <= SMALL_MAX {
         let mut blocks = lock(blocks);
@@ -136,9 +165,15 @@ pub fn free(driver: &Driver, start: u64, blocks: &Mutex<Blocks>) -> R {
 
 /// Frees everything that the context owns.
 pub fn drop_context(driver: &'static Driver, context: u64) {
-    let owned: Vec<u64> =
-        read(&driver.space).allocations.values().filter(|a| a.context == context).map(|a| a.start).collect();
-    let Some(owner) = driver.contexts.get(context) else { return };
+    let owned: Vec<u64> = read(&driver.space)
+        .allocations
+        .values()
+        .filter(|a| a.context == context)
+        .map(|a| a.start)
+        .collect();
+    let Some(owner) = driver.contexts.get(context) else {
+        return;
+    };
     for start in owned {
         let _ = free(driver, start, &owner.blocks);
     }
@@ -156,6 +191,9 @@ pub fn free_and_wait(driver: &'static Driver, start: u64) -> R {
     if allocation.pool != 0 {
         return crate::pool::free_now(driver, &allocation);
     }
-    let owner: Arc<_> = driver.contexts.get(allocation.context).ok_or(INVALID_VALUE)?;
+    let owner: Arc<_> = driver
+        .contexts
+        .get(allocation.context)
+        .ok_or(INVALID_VALUE)?;
     free(driver, start, &owner.blocks)
 }

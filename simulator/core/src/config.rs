@@ -37,7 +37,9 @@ pub struct Config {
 #[must_use]
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let number: f64 = number.parse().ok()?;
     let scale: f64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -59,7 +61,8 @@ pub fn parse_size(text: &str) -> Option<u64> {
 fn variable<T>(name: &str, default: T, read: impl Fn(&str) -> Option<T>) -> Result<T, String> {
     match std::env::var(name) {
         Err(_) => Ok(default),
-        Ok(text) => read(&text).ok_or_else(|| format!("{name}={text} cannot be read; see simulator/README.md")),
+        Ok(text) => read(&text)
+            .ok_or_else(|| format!("{name}={text} cannot be read; see simulator/README.md")),
     }
 }
 
@@ -71,7 +74,13 @@ fn millis(text: &str) -> Option<u64> {
 fn link(text: &str) -> Option<[u64; 3]> {
     let rates: Vec<u64> = text
         .split(',')
-        .map(|part| part.trim().parse::<f64>().ok().filter(|r| (0.0..1e5).contains(r)).map(|r| (r * 1e9) as u64))
+        .map(|part| {
+            part.trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|r| (0.0..1e5).contains(r))
+                .map(|r| (r * 1e9) as u64)
+        })
         .collect::<Option<_>>()?;
     match rates[..] {
         [each] => Some([each, each, each * 2]),
@@ -92,10 +101,17 @@ impl Config {
     /// # Errors
     /// One line that names the variable and its value.
     pub fn from_env() -> Result<Self, String> {
-        let whole = |text: &str| parse_size(text).filter(|b| *b >= 16 * FRAME).map(|b| b / FRAME * FRAME);
+        let whole = |text: &str| {
+            parse_size(text)
+                .filter(|b| *b >= 16 * FRAME)
+                .map(|b| b / FRAME * FRAME)
+        };
         Ok(Self {
             gpus: variable("SPILLWAY_SIM_GPUS", 1, |t| {
-                t.trim().parse().ok().filter(|n: &u32| (1..=GPUS_MAX as u32).contains(n))
+                t.trim()
+                    .parse()
+                    .ok()
+                    .filter(|n: &u32| (1..=GPUS_MAX as u32).contains(n))
             })?,
             memory: variable("SPILLWAY_SIM_MEMORY", 4 << 30, whole)?,
             driver: variable("SPILLWAY_SIM_DRIVER", 12_080, driver)?,
@@ -105,7 +121,11 @@ impl Config {
             death_delay_us: variable("SPILLWAY_SIM_DEATH_DELAY", 20_000, millis)?,
             link: variable("SPILLWAY_SIM_LINK", [0; 3], link)?,
             vmm_cost_milli: variable("SPILLWAY_SIM_VMM_COST", 1_000, |t| {
-                t.trim().parse::<f64>().ok().filter(|f| (0.0..1e3).contains(f)).map(|f| (f * 1e3) as u64)
+                t.trim()
+                    .parse::<f64>()
+                    .ok()
+                    .filter(|f| (0.0..1e3).contains(f))
+                    .map(|f| (f * 1e3) as u64)
             })?,
         })
     }
@@ -141,9 +161,18 @@ mod tests {
 
     #[test]
     fn links_may_leave_out_later_figures() {
-        assert_eq!(link("10"), Some([10_000_000_000, 10_000_000_000, 20_000_000_000]));
-        assert_eq!(link("10,5"), Some([10_000_000_000, 5_000_000_000, 15_000_000_000]));
-        assert_eq!(link("50, 50, 83"), Some([50_000_000_000, 50_000_000_000, 83_000_000_000]));
+        assert_eq!(
+            link("10"),
+            Some([10_000_000_000, 10_000_000_000, 20_000_000_000])
+        );
+        assert_eq!(
+            link("10,5"),
+            Some([10_000_000_000, 5_000_000_000, 15_000_000_000])
+        );
+        assert_eq!(
+            link("50, 50, 83"),
+            Some([50_000_000_000, 50_000_000_000, 83_000_000_000])
+        );
         assert_eq!(link("a"), None);
         assert_eq!(link("1,2,3,4"), None);
     }

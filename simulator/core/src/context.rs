@@ -40,11 +40,28 @@ impl Context {
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`.
-    pub fn new(driver: &'static Driver, id: u64, gpu: u32, primary: bool, flags: u32) -> R<Arc<Self>> {
-        let bytes = driver.shared.config().context.next_multiple_of(crate::config::FRAME);
-        let charge = if bytes == 0 { None } else { Some(Physical::charge(driver.shared, gpu, bytes)?) };
+    pub fn new(
+        driver: &'static Driver,
+        id: u64,
+        gpu: u32,
+        primary: bool,
+        flags: u32,
+    ) -> R<Arc<Self>> {
+        let bytes = driver
+            .shared
+            .config()
+            .context
+            .next_multiple_of(crate::config::FRAME);
+        let charge = if bytes == 0 {
+            None
+        } else {
+            Some(Physical::charge(driver.shared, gpu, bytes)?)
+        };
         let limits: [AtomicU64; 16] = Default::default();
-        for (limit, value) in limits.iter().zip([1024_u64, 1 << 20, 8 << 20, 0, 2048, 64, 0]) {
+        for (limit, value) in limits
+            .iter()
+            .zip([1024_u64, 1 << 20, 8 << 20, 0, 2048, 64, 0])
+        {
             limit.store(value, Ordering::Relaxed);
         }
         let context = Arc::new(Self {
@@ -64,7 +81,14 @@ impl Context {
             cache_config: AtomicU32::new(0),
             shared_config: AtomicU32::new(0),
         });
-        *lock(&context.legacy) = Some(Stream::new(1, Kind::Legacy, false, 0, 0, Arc::clone(&context)));
+        *lock(&context.legacy) = Some(Stream::new(
+            1,
+            Kind::Legacy,
+            false,
+            0,
+            0,
+            Arc::clone(&context),
+        ));
         driver.shared.own().contexts[gpu as usize].fetch_add(1, Ordering::Relaxed);
         driver.contexts.insert(id, Arc::clone(&context));
         Ok(context)
@@ -72,7 +96,9 @@ impl Context {
 
     /// Notes the first asynchronous failure.
     pub fn fail(&self, code: u32) {
-        let _ = self.error.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .error
+            .compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// # Errors
@@ -96,7 +122,10 @@ impl Context {
     /// All streams but the legacy one, those destroyed with work left included.
     #[must_use]
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        lock(&self.streams).iter().map(|s| Arc::clone(&s.0)).collect()
+        lock(&self.streams)
+            .iter()
+            .map(|s| Arc::clone(&s.0))
+            .collect()
     }
 
     pub fn add_stream(&self, stream: &Arc<Stream>) {
@@ -126,12 +155,19 @@ impl Context {
     /// Whether everything submitted so far is done.
     #[must_use]
     pub fn idle(&self) -> bool {
-        !self.streams().iter().chain(&self.legacy()).any(|s| s.busy())
+        !self
+            .streams()
+            .iter()
+            .chain(&self.legacy())
+            .any(|s| s.busy())
     }
 
     /// Whether a stream of the context captures.
     pub fn capturing(&self) -> Vec<Arc<Stream>> {
-        self.streams().into_iter().filter(|s| s.capturing.load(Ordering::Acquire)).collect()
+        self.streams()
+            .into_iter()
+            .filter(|s| s.capturing.load(Ordering::Acquire))
+            .collect()
     }
 
     /// Ends the context: work is finished (endless work stops), and all it owns is freed.
@@ -213,13 +249,17 @@ thread_local! {
 
 fn with_local<T>(f: impl FnOnce(&mut Local) -> T) -> R<T> {
     // A thread that is ending has no context any more.
-    LOCAL.try_with(|local| f(&mut local.borrow_mut())).map_err(|_| INVALID_CONTEXT)
+    LOCAL
+        .try_with(|local| f(&mut local.borrow_mut()))
+        .map_err(|_| INVALID_CONTEXT)
 }
 
 /// The context on top of the thread's stack, whatever its state.
 #[must_use]
 pub fn top() -> Option<Arc<Context>> {
-    let top = with_local(|local| local.stack.last().cloned()).ok().flatten()?;
+    let top = with_local(|local| local.stack.last().cloned())
+        .ok()
+        .flatten()?;
     if top.primary && top.destroyed.load(Ordering::Acquire) {
         // A primary context that was reset comes back under the same handle.
         let driver = crate::driver::get().ok()?;
@@ -274,8 +314,13 @@ pub fn set(context: Option<Arc<Context>>) -> R {
 /// `INVALID_CONTEXT` in a thread that is ending.
 pub fn per_thread_stream(context: &Arc<Context>) -> R<Arc<Stream>> {
     with_local(|local| {
-        local.streams.retain(|_, s| !s.context.destroyed.load(Ordering::Acquire));
-        let known = local.streams.get(&context.id).filter(|s| Arc::ptr_eq(&s.context, context));
+        local
+            .streams
+            .retain(|_, s| !s.context.destroyed.load(Ordering::Acquire));
+        let known = local
+            .streams
+            .get(&context.id)
+            .filter(|s| Arc::ptr_eq(&s.context, context));
         if let Some(stream) = known {
             return Arc::clone(stream);
         }

@@ -49,7 +49,11 @@ impl<T> Registry<T> {
     pub fn retain(&self, keep: impl Fn(&T) -> bool) {
         let gone: Vec<Arc<T>> = {
             let mut map = write(&self.0);
-            let ids: Vec<u64> = map.iter().filter(|(_, v)| !keep(v)).map(|(id, _)| *id).collect();
+            let ids: Vec<u64> = map
+                .iter()
+                .filter(|(_, v)| !keep(v))
+                .map(|(id, _)| *id)
+                .collect();
             ids.iter().filter_map(|id| map.remove(id)).collect()
         };
         // Dropped without the lock: a destructor may use the registry.
@@ -148,7 +152,8 @@ fn start() -> Result<Driver, String> {
     let faults = Faults::parse(&std::env::var("SPILLWAY_SIM_FAULTS").unwrap_or_default())
         .map_err(|e| format!("spillway simulator: {e}"))?;
     let shared: &'static Shared = Box::leak(Box::new(Shared::open(true)?));
-    let space = Space::new().map_err(|_| "spillway simulator: no address space to reserve".to_owned())?;
+    let space =
+        Space::new().map_err(|_| "spillway simulator: no address space to reserve".to_owned())?;
     let gpus = shared.config().gpus;
     let pools = Registry::default();
     let default_pools: Vec<Arc<Pool>> = (0..gpus).map(|gpu| Pool::new(gpu, true)).collect();
@@ -215,8 +220,16 @@ impl Driver {
     pub fn set_peer(&self, from: u32, to: u32, enabled: bool) -> bool {
         let bit = 1 << to;
         let word = &self.peers[from as usize];
-        let before = if enabled { word.fetch_or(bit, Ordering::AcqRel) } else { word.fetch_and(!bit, Ordering::AcqRel) };
-        for region in write(&self.space).regions.values_mut().filter(|r| !r.vmm && r.physical.gpu == to) {
+        let before = if enabled {
+            word.fetch_or(bit, Ordering::AcqRel)
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel)
+        };
+        for region in write(&self.space)
+            .regions
+            .values_mut()
+            .filter(|r| !r.vmm && r.physical.gpu == to)
+        {
             region.access[from as usize] = if enabled { crate::space::READ_WRITE } else { 0 };
         }
         before & bit != 0

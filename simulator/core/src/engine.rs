@@ -21,7 +21,12 @@ fn reserve(clock: &AtomicU64, ns: u64, earliest_ns: u64) -> (u64, u64) {
     let mut busy_until = clock.load(Ordering::Acquire);
     loop {
         let start = busy_until.max(earliest_ns);
-        match clock.compare_exchange_weak(busy_until, start + ns, Ordering::AcqRel, Ordering::Acquire) {
+        match clock.compare_exchange_weak(
+            busy_until,
+            start + ns,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => return (start, start + ns),
             Err(changed) => busy_until = changed,
         }
@@ -31,7 +36,13 @@ fn reserve(clock: &AtomicU64, ns: u64, earliest_ns: u64) -> (u64, u64) {
 const SLACK_NS: u64 = 300_000;
 
 /// Runs `copy`, which moves `bytes` over the link, and lasts as long as the link takes.
-pub fn transfer<T>(driver: &Driver, gpu: u32, direction: Direction, bytes: u64, copy: impl FnOnce() -> T) -> T {
+pub fn transfer<T>(
+    driver: &Driver,
+    gpu: u32,
+    direction: Direction,
+    bytes: u64,
+    copy: impl FnOnce() -> T,
+) -> T {
     let link = driver.shared.config().link;
     let own = link[direction as usize];
     if own == 0 {
@@ -88,13 +99,17 @@ impl Compute {
 
 /// Notes compute time that was really spent.
 pub fn account(driver: &Driver, gpu: u32, ns: u64) {
-    driver.shared.engines(gpu).busy_ns.fetch_add(ns, Ordering::Relaxed);
+    driver
+        .shared
+        .engines(gpu)
+        .busy_ns
+        .fetch_add(ns, Ordering::Relaxed);
     driver.shared.own().busy_ns[gpu as usize].fetch_add(ns, Ordering::Relaxed);
 }
 
 /// A VMM call: lasts its modelled time, after those of all other processes.
 pub fn vmm_call(driver: &Driver, fixed_ns: u64, ns_per_gib: u64, bytes: u64) {
-    let cost = fixed_ns + (u128::from(ns_per_gib) * u128::from(bytes) >> 30) as u64;
+    let cost = fixed_ns + ((u128::from(ns_per_gib) * u128::from(bytes)) >> 30) as u64;
     let cost = cost * driver.shared.config().vmm_cost_milli / 1000;
     if cost > 0 {
         let (_, end) = reserve(driver.shared.vmm_clock(), cost, now_ns());

@@ -52,7 +52,12 @@ pub enum State {
 impl Event {
     #[must_use]
     pub fn new(id: u64, context: u64, flags: u32) -> Self {
-        Self { id, context, flags, state: Mutex::default() }
+        Self {
+            id,
+            context,
+            flags,
+            state: Mutex::default(),
+        }
     }
 
     pub fn set_state(&self, state: State) {
@@ -79,7 +84,10 @@ impl Event {
         if !from.is_set() || !to.is_set() {
             return Err(NOT_READY);
         }
-        let (from, to) = (from.time_ns.load(Ordering::Acquire), to.time_ns.load(Ordering::Acquire));
+        let (from, to) = (
+            from.time_ns.load(Ordering::Acquire),
+            to.time_ns.load(Ordering::Acquire),
+        );
         Ok((to as f64 - from as f64) as f32 / 1e6)
     }
 }

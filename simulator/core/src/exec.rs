@@ -79,7 +79,13 @@ fn satisfied(flags: u32, seen: u64, value: u64, wide: bool) -> bool {
         0 => (seen as u32).wrapping_sub(value as u32) as i32 >= 0,
         1 => seen == value,
         2 => seen & value != 0,
-        _ => (if wide { !(seen | value) } else { u64::from(!(seen as u32 | value as u32)) }) != 0,
+        _ => {
+            (if wide {
+                !(seen | value)
+            } else {
+                u64::from(!(seen as u32 | value as u32))
+            }) != 0
+        }
     }
 }
 
@@ -95,10 +101,22 @@ pub enum Op {
     /// A graph's record node: a new record of the event each time it runs.
     RecordEvent(Arc<Event>),
     Wait(Arc<Marker>),
-    WaitValue { at: u64, value: u64, wide: bool, flags: u32 },
-    WriteValue { at: u64, value: u64, wide: bool },
+    WaitValue {
+        at: u64,
+        value: u64,
+        wide: bool,
+        flags: u32,
+    },
+    WriteValue {
+        at: u64,
+        value: u64,
+        wide: bool,
+    },
     /// The end of the stream-ordered allocation of that id.
-    Free { start: u64, id: u64 },
+    Free {
+        start: u64,
+        id: u64,
+    },
     Graph(Arc<Plan>),
 }
 
@@ -115,20 +133,33 @@ impl Work<'_> {
     /// Whether endless work should give up: its context goes away or has failed.
     #[must_use]
     pub fn stopped(&self) -> bool {
-        self.context.closing.load(Ordering::Acquire) || self.context.error.load(Ordering::Acquire) != 0
+        self.context.closing.load(Ordering::Acquire)
+            || self.context.error.load(Ordering::Acquire) != 0
     }
 
     fn host(&self, address: u64, length: u64) -> R<(*mut u8, u64)> {
         let table = read(&self.driver.host);
-        let region = table.find(address).filter(|r| r.pinned_for(self.context.id)).ok_or(ILLEGAL_ADDRESS)?;
-        Ok((address as *mut u8, length.min(region.start + region.length - address)))
+        let region = table
+            .find(address)
+            .filter(|r| r.pinned_for(self.context.id))
+            .ok_or(ILLEGAL_ADDRESS)?;
+        Ok((
+            address as *mut u8,
+            length.min(region.start + region.length - address),
+        ))
     }
 
     /// Calls `f` with each contiguous piece of the range, as a kernel of this device sees it.
     ///
     /// # Errors
     /// `ILLEGAL_ADDRESS` at the first piece that is not there or not allowed.
-    pub fn each_run(&self, mut at: u64, mut length: u64, writes: bool, mut f: impl FnMut(*mut u8, u64)) -> R {
+    pub fn each_run(
+        &self,
+        mut at: u64,
+        mut length: u64,
+        writes: bool,
+        mut f: impl FnMut(*mut u8, u64),
+    ) -> R {
         while length > 0 {
             let want = length.min(PIECE);
             let space = read(&self.driver.space);
@@ -149,12 +180,22 @@ impl Work<'_> {
     ///
     /// # Errors
     /// `ILLEGAL_ADDRESS`.
-    pub fn each_pair(&self, mut from: u64, mut to: u64, mut length: u64, mut f: impl FnMut(*const u8, *mut u8, u64)) -> R {
+    pub fn each_pair(
+        &self,
+        mut from: u64,
+        mut to: u64,
+        mut length: u64,
+        mut f: impl FnMut(*const u8, *mut u8, u64),
+    ) -> R {
         while length > 0 {
             let want = length.min(PIECE);
             let space = read(&self.driver.space);
             let look = |at: u64, writes: bool| {
-                if space.holds(at) { space.translate(at, want, Some(self.context.gpu), writes) } else { self.host(at, want) }
+                if space.holds(at) {
+                    space.translate(at, want, Some(self.context.gpu), writes)
+                } else {
+                    self.host(at, want)
+                }
             };
             let (source, a) = look(from, false)?;
             let (target, b) = look(to, true)?;
@@ -183,7 +224,11 @@ impl Work<'_> {
             let piece = || -> R<u64> {
                 let space = read(&self.driver.space);
                 let look = |at: u64, device: bool, writes: bool| {
-                    if device { space.translate(at, want, None, writes) } else { Ok((at as *mut u8, want)) }
+                    if device {
+                        space.translate(at, want, None, writes)
+                    } else {
+                        Ok((at as *mut u8, want))
+                    }
                 };
                 let (from, a) = look(source, from_device, false)?;
                 let (to, b) = look(target, to_device, true)?;
@@ -195,7 +240,9 @@ impl Work<'_> {
                 Ok(n)
             };
             let n = match direction {
-                Some(direction) => engine::transfer(self.driver, self.context.gpu, direction, want, piece)?,
+                Some(direction) => {
+                    engine::transfer(self.driver, self.context.gpu, direction, want, piece)?
+                }
                 None => piece()?,
             };
             source += n;
@@ -206,11 +253,17 @@ impl Work<'_> {
     }
 
     fn copy(&self, copy: &Copy) -> R {
-        let source = copy.staged.as_ref().map_or(copy.source, |bytes| bytes.as_ptr() as u64);
+        let source = copy
+            .staged
+            .as_ref()
+            .map_or(copy.source, |bytes| bytes.as_ptr() as u64);
         let dense = |pitch: u64, slice: u64| {
-            (copy.height == 1 || pitch == copy.width) && (copy.depth == 1 || slice == copy.width * copy.height)
+            (copy.height == 1 || pitch == copy.width)
+                && (copy.depth == 1 || slice == copy.width * copy.height)
         };
-        if dense(copy.source_pitch, copy.source_slice) && dense(copy.target_pitch, copy.target_slice) {
+        if dense(copy.source_pitch, copy.source_slice)
+            && dense(copy.target_pitch, copy.target_slice)
+        {
             return self.copy_row(source, copy.target, copy.width * copy.height * copy.depth);
         }
         for slice in 0..copy.depth {
@@ -229,19 +282,26 @@ impl Work<'_> {
         let bytes = fill.value.to_le_bytes();
         let element = fill.element as usize;
         for row in 0..fill.height {
-            self.each_run(fill.target + row * fill.pitch, fill.width * u64::from(fill.element), true, |piece, n| {
-                // SAFETY: `each_run` gives `n` mapped, writable bytes; pieces end at element
-                // borders because addresses are multiples of the element.
-                unsafe {
-                    if element == 1 || bytes[..element].iter().all(|b| *b == bytes[0]) {
-                        piece.write_bytes(bytes[0], n as usize);
-                    } else {
-                        for at in (0..n as usize).step_by(element) {
-                            piece.add(at).copy_from_nonoverlapping(bytes.as_ptr(), element);
+            self.each_run(
+                fill.target + row * fill.pitch,
+                fill.width * u64::from(fill.element),
+                true,
+                |piece, n| {
+                    // SAFETY: `each_run` gives `n` mapped, writable bytes; pieces end at element
+                    // borders because addresses are multiples of the element.
+                    unsafe {
+                        if element == 1 || bytes[..element].iter().all(|b| *b == bytes[0]) {
+                            piece.write_bytes(bytes[0], n as usize);
+                        } else {
+                            for at in (0..n as usize).step_by(element) {
+                                piece
+                                    .add(at)
+                                    .copy_from_nonoverlapping(bytes.as_ptr(), element);
+                            }
                         }
                     }
-                }
-            })?;
+                },
+            )?;
         }
         Ok(())
     }
@@ -292,22 +352,30 @@ impl Work<'_> {
                 marker.wait();
                 Ok(())
             }
-            Op::WaitValue { at, value, wide, flags } => {
+            Op::WaitValue {
+                at,
+                value,
+                wide,
+                flags,
+            } => {
                 while !satisfied(*flags, self.load(*at, *wide)?, *value, *wide) && !self.stopped() {
                     std::thread::sleep(Duration::from_micros(50));
                 }
                 Ok(())
             }
-            Op::WriteValue { at, value, wide } => self.each_run(*at, if *wide { 8 } else { 4 }, true, |piece, _| {
-                // SAFETY: mapped, writable, aligned: checked when the operation was submitted.
-                unsafe {
-                    if *wide {
-                        AtomicU64::from_ptr(piece.cast()).store(*value, Ordering::Release);
-                    } else {
-                        AtomicU32::from_ptr(piece.cast()).store(*value as u32, Ordering::Release);
+            Op::WriteValue { at, value, wide } => {
+                self.each_run(*at, if *wide { 8 } else { 4 }, true, |piece, _| {
+                    // SAFETY: mapped, writable, aligned: checked when the operation was submitted.
+                    unsafe {
+                        if *wide {
+                            AtomicU64::from_ptr(piece.cast()).store(*value, Ordering::Release);
+                        } else {
+                            AtomicU32::from_ptr(piece.cast())
+                                .store(*value as u32, Ordering::Release);
+                        }
                     }
-                }
-            }),
+                })
+            }
             Op::Free { start, id } => {
                 pool::finish_free(self.driver, *start, *id);
                 Ok(())

@@ -51,15 +51,28 @@ fn rule(text: &str) -> Option<Rule> {
         }
         _ => return None,
     };
-    Some(Rule { name: name.trim().to_owned(), first, last, action, calls: AtomicU64::new(0) })
+    Some(Rule {
+        name: name.trim().to_owned(),
+        first,
+        last,
+        action,
+        calls: AtomicU64::new(0),
+    })
 }
 
 /// The name without `_ptsz`, `_ptds` and version suffix.
 #[must_use]
 pub fn base(symbol: &str) -> &str {
-    let plain = symbol.strip_suffix("_ptsz").or_else(|| symbol.strip_suffix("_ptds")).unwrap_or(symbol);
+    let plain = symbol
+        .strip_suffix("_ptsz")
+        .or_else(|| symbol.strip_suffix("_ptds"))
+        .unwrap_or(symbol);
     match plain.rsplit_once("_v") {
-        Some((base, digits)) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => base,
+        Some((base, digits))
+            if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            base
+        }
         _ => plain,
     }
 }
@@ -72,7 +85,10 @@ impl Faults {
     pub fn parse(text: &str) -> Result<Self, String> {
         text.split(',')
             .filter(|t| !t.trim().is_empty())
-            .map(|t| rule(t).ok_or_else(|| format!("SPILLWAY_SIM_FAULTS: {t:?} is not name:count:action")))
+            .map(|t| {
+                rule(t)
+                    .ok_or_else(|| format!("SPILLWAY_SIM_FAULTS: {t:?} is not name:count:action"))
+            })
             .collect::<Result<_, _>>()
             .map(Self)
     }

@@ -77,7 +77,10 @@ impl Frames<'_> {
 
     /// Frames whose owner satisfies `which`.
     pub fn count(&self, which: impl Fn(Owner) -> bool) -> u64 {
-        self.0.iter().filter(|word| which(decode(word.load(Ordering::Acquire)))).count() as u64
+        self.0
+            .iter()
+            .filter(|word| which(decode(word.load(Ordering::Acquire))))
+            .count() as u64
     }
 
     /// Chooses `n` frames that `slot` may take at `now_us`, one run if there is one, else the
@@ -131,7 +134,12 @@ mod tests {
 
     #[test]
     fn words_keep_what_they_say() {
-        for owner in [Owner::Free, Owner::Slot(1023), Owner::Object(7), Owner::Cooling(3, 1 << 44)] {
+        for owner in [
+            Owner::Free,
+            Owner::Slot(1023),
+            Owner::Object(7),
+            Owner::Cooling(3, 1 << 44),
+        ] {
             assert_eq!(decode(encode(owner)), owner);
             assert_eq!(decode(encode(owner) | BACKED), owner);
         }

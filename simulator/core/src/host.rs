@@ -1,6 +1,8 @@
 //! Host memory that the driver knows: allocated by it, or registered by the application.
 
-use crate::code::{HOST_MEMORY_ALREADY_REGISTERED, HOST_MEMORY_NOT_REGISTERED, INVALID_VALUE, OUT_OF_MEMORY, R};
+use crate::code::{
+    HOST_MEMORY_ALREADY_REGISTERED, HOST_MEMORY_NOT_REGISTERED, INVALID_VALUE, OUT_OF_MEMORY, R,
+};
 use std::collections::BTreeMap;
 
 /// `CU_MEMHOSTALLOC_PORTABLE` and `CU_MEMHOSTREGISTER_PORTABLE`.
@@ -61,7 +63,10 @@ impl HostTable {
     }
 
     fn overlaps(&self, start: u64, length: u64) -> bool {
-        self.0.range(..start + length).next_back().is_some_and(|(s, r)| s + r.length > start)
+        self.0
+            .range(..start + length)
+            .next_back()
+            .is_some_and(|(s, r)| s + r.length > start)
     }
 
     /// Whether `[address, address + length)` is pinned for `context`.
@@ -86,7 +91,10 @@ impl HostTable {
     /// `HOST_MEMORY_ALREADY_REGISTERED` if it overlaps a known range, `INVALID_VALUE` if part of it
     /// is not memory of this process.
     pub fn register(&mut self, region: HostRegion) -> R {
-        if region.start == 0 || region.length == 0 || region.start.checked_add(region.length).is_none() {
+        if region.start == 0
+            || region.length == 0
+            || region.start.checked_add(region.length).is_none()
+        {
             return Err(INVALID_VALUE);
         }
         if self.overlaps(region.start, region.length) {
@@ -96,9 +104,14 @@ impl HostTable {
         let first = region.start / page * page;
         let length = (region.start + region.length).next_multiple_of(page) - first;
         const READ_ONLY: u32 = 8;
-        let advice = if region.flags & READ_ONLY != 0 { libc::MADV_POPULATE_READ } else { libc::MADV_POPULATE_WRITE };
+        let advice = if region.flags & READ_ONLY != 0 {
+            libc::MADV_POPULATE_READ
+        } else {
+            libc::MADV_POPULATE_WRITE
+        };
         // SAFETY: populating changes no contents, and fails for what is not mapped.
-        let populated = unsafe { libc::madvise(first as *mut libc::c_void, length as usize, advice) };
+        let populated =
+            unsafe { libc::madvise(first as *mut libc::c_void, length as usize, advice) };
         if populated != 0 && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
             return Err(INVALID_VALUE);
         }
@@ -149,21 +162,34 @@ impl HostTable {
     /// # Errors
     /// `INVALID_VALUE` if no such allocation starts there.
     pub fn free(&mut self, start: u64, managed: bool) -> R {
-        let kind = if managed { Kind::Managed } else { Kind::Allocated };
+        let kind = if managed {
+            Kind::Managed
+        } else {
+            Kind::Allocated
+        };
         if self.0.get(&start).is_none_or(|region| region.kind != kind) {
             return Err(INVALID_VALUE);
         }
         if let Some(region) = self.0.remove(&start) {
             // SAFETY: exactly the mapping that `allocate` made.
-            unsafe { libc::munmap(start as *mut libc::c_void, (region.length as usize).next_multiple_of(4096)) };
+            unsafe {
+                libc::munmap(
+                    start as *mut libc::c_void,
+                    (region.length as usize).next_multiple_of(4096),
+                )
+            };
         }
         Ok(())
     }
 
     /// Frees and forgets all that `context` owns.
     pub fn drop_context(&mut self, context: u64) {
-        let owned: Vec<(u64, Kind)> =
-            self.0.values().filter(|r| r.context == context).map(|r| (r.start, r.kind)).collect();
+        let owned: Vec<(u64, Kind)> = self
+            .0
+            .values()
+            .filter(|r| r.context == context)
+            .map(|r| (r.start, r.kind))
+            .collect();
         for (start, kind) in owned {
             let _ = match kind {
                 Kind::Registered => self.unregister(start),
@@ -179,7 +205,16 @@ mod tests {
     use super::*;
 
     fn region(start: u64, length: u64, flags: u32) -> HostRegion {
-        HostRegion { start, length, kind: Kind::Registered, flags, context: 1, gpu: 0, id: 0, charge: None }
+        HostRegion {
+            start,
+            length,
+            kind: Kind::Registered,
+            flags,
+            context: 1,
+            gpu: 0,
+            id: 0,
+            charge: None,
+        }
     }
 
     #[test]
@@ -196,8 +231,14 @@ mod tests {
         // Another context sees only the portable one.
         assert_eq!(table.pinned(start + 4096, 4096, 2), Ok(false));
         assert_eq!(table.pinned(start, 4096, 2), Ok(true));
-        assert_eq!(table.register(region(start + 100, 10, 0)), Err(HOST_MEMORY_ALREADY_REGISTERED));
-        assert_eq!(table.unregister(start + 100), Err(HOST_MEMORY_NOT_REGISTERED));
+        assert_eq!(
+            table.register(region(start + 100, 10, 0)),
+            Err(HOST_MEMORY_ALREADY_REGISTERED)
+        );
+        assert_eq!(
+            table.unregister(start + 100),
+            Err(HOST_MEMORY_NOT_REGISTERED)
+        );
         table.unregister(start).unwrap();
         assert_eq!(table.pinned(start, 100, 1), Ok(false));
     }

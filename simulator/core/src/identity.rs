@@ -24,7 +24,14 @@ pub fn uuid(shared: &Shared, gpu: u32) -> [u8; 16] {
 #[must_use]
 pub fn uuid_text(uuid: [u8; 16]) -> String {
     let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
-    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "GPU-{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 /// The bus number of a GPU.
@@ -45,7 +52,10 @@ pub fn is_bus_id(gpu: u32, text: &str) -> bool {
     let text = text.to_ascii_uppercase();
     let short = format!("{:02X}:00", bus(gpu));
     let long = text.strip_suffix(".0").unwrap_or(&text);
-    long == short || long.strip_suffix(&short).is_some_and(|domain| !domain.is_empty() && domain.trim_end_matches(':').bytes().all(|b| b == b'0'))
+    long == short
+        || long.strip_suffix(&short).is_some_and(|domain| {
+            !domain.is_empty() && domain.trim_end_matches(':').bytes().all(|b| b == b'0')
+        })
 }
 
 #[cfg(test)]

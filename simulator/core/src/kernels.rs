@@ -105,7 +105,11 @@ fn checksum_lanes(words: &[u32], first: u32) -> u64 {
 }
 
 fn aligned(address: u64, to: u64) -> R {
-    if address.is_multiple_of(to) { Ok(()) } else { Err(MISALIGNED_ADDRESS) }
+    if address.is_multiple_of(to) {
+        Ok(())
+    } else {
+        Err(MISALIGNED_ADDRESS)
+    }
 }
 
 /// Runs a launch to its end.
@@ -124,7 +128,10 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
             work.each_run(at, bytes_of(n)?, true, |piece, length| {
                 // SAFETY: `each_run` hands out mapped, writable memory of that length, 4-aligned
                 // since address and pieces are; device memory is shared, so no reference is kept.
-                unsafe { std::slice::from_raw_parts_mut(piece.cast::<u32>(), length as usize / 4).fill(value) };
+                unsafe {
+                    std::slice::from_raw_parts_mut(piece.cast::<u32>(), length as usize / 4)
+                        .fill(value)
+                };
             })?;
         }
         Builtin::ChecksumU32 => {
@@ -135,7 +142,8 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
             let mut position = 0_u32;
             work.each_run(at, bytes_of(n)?, false, |piece, length| {
                 // SAFETY: as above, readable.
-                let words = unsafe { std::slice::from_raw_parts(piece.cast::<u32>(), length as usize / 4) };
+                let words =
+                    unsafe { std::slice::from_raw_parts(piece.cast::<u32>(), length as usize / 4) };
                 sum = sum.wrapping_add(checksum(words, position));
                 position = position.wrapping_add(words.len() as u32);
             })?;
@@ -146,7 +154,12 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
         }
         Builtin::AxpyF32 => axpy(launch, work)?,
         Builtin::SpinNs => {
-            work.driver.compute(work.context.gpu).spend(work.driver, work.context.gpu, launch.u64(0), || work.stopped());
+            work.driver.compute(work.context.gpu).spend(
+                work.driver,
+                work.context.gpu,
+                launch.u64(0),
+                || work.stopped(),
+            );
             return Ok(());
         }
         Builtin::Rendezvous => {
@@ -158,7 +171,9 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
                 let mut seen = 0;
                 work.each_run(at, 4, true, |piece, _| {
                     // SAFETY: four mapped, writable, aligned bytes.
-                    seen = unsafe { AtomicU32::from_ptr(piece.cast()) }.fetch_add(add, Ordering::AcqRel) + add;
+                    seen = unsafe { AtomicU32::from_ptr(piece.cast()) }
+                        .fetch_add(add, Ordering::AcqRel)
+                        + add;
                 })?;
                 Ok(seen)
             };
@@ -189,7 +204,10 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
             }
         }
     }
-    if matches!(builtin, Builtin::FillU32 | Builtin::ChecksumU32 | Builtin::AxpyF32) {
+    if matches!(
+        builtin,
+        Builtin::FillU32 | Builtin::ChecksumU32 | Builtin::AxpyF32
+    ) {
         engine::account(work.driver, work.context.gpu, now_ns() - began);
     }
     Ok(())
@@ -222,13 +240,17 @@ mod tests {
 
     #[test]
     fn checksum_depends_on_position_and_splits_anywhere() {
-        let words: Vec<u32> = (0..1000_u32).map(|i| i.wrapping_mul(0x9e37_79b9) ^ 5).collect();
-        let slow = words
-            .iter()
-            .enumerate()
-            .fold(0_u64, |sum, (i, w)| sum.wrapping_add(u64::from(w ^ (i as u32).wrapping_mul(MIX))));
+        let words: Vec<u32> = (0..1000_u32)
+            .map(|i| i.wrapping_mul(0x9e37_79b9) ^ 5)
+            .collect();
+        let slow = words.iter().enumerate().fold(0_u64, |sum, (i, w)| {
+            sum.wrapping_add(u64::from(w ^ (i as u32).wrapping_mul(MIX)))
+        });
         assert_eq!(checksum(&words, 0), slow);
-        assert_eq!(checksum(&words[..333], 0).wrapping_add(checksum(&words[333..], 333)), slow);
+        assert_eq!(
+            checksum(&words[..333], 0).wrapping_add(checksum(&words[333..], 333)),
+            slow
+        );
         let mut swapped = words.clone();
         swapped.swap(1, 2);
         assert_ne!(checksum(&swapped, 0), slow);

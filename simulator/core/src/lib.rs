@@ -1,13 +1,14 @@
 //! A CUDA device that needs no GPU: memory, streams, kernels, shared by processes.
 //!
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
-//! higher: `code`, `config`, `sync`, `ranges`; `frames`, `shared` (the machine all processes
-//! share); `space`, `host` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
-//! `graph` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
+//! higher: `code`, `config`, `sync`, `ranges`; `files`, `frames`, `state`, `shared`, `objects` (the machine
+//! all processes share); `space`, `host` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
+//! `graph`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
 #![allow(clippy::cast_possible_truncation)]
 
+pub mod capture;
 pub mod classic;
 pub mod code;
 pub mod config;
@@ -17,16 +18,19 @@ pub mod engine;
 pub mod event;
 pub mod exec;
 pub mod fault;
+pub mod files;
 pub mod frames;
 pub mod graph;
 pub mod host;
 pub mod identity;
 pub mod kernels;
 pub mod module;
+pub mod objects;
 pub mod pool;
 pub mod ptx;
 pub mod ranges;
 pub mod shared;
 pub mod space;
+pub mod state;
 pub mod stream;
 pub mod sync;

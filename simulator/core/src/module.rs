@@ -60,7 +60,11 @@ impl Module {
     ///
     /// # Errors
     /// `OUT_OF_MEMORY` if loading is eager.
-    pub fn of_entries(driver: &'static Driver, context: &Context, entries: Arc<Vec<Entry>>) -> R<Arc<Self>> {
+    pub fn of_entries(
+        driver: &'static Driver,
+        context: &Context,
+        entries: Arc<Vec<Entry>>,
+    ) -> R<Arc<Self>> {
         let module = Arc::new(Self {
             id: fresh_id(),
             context: context.id,
@@ -160,13 +164,22 @@ impl Library {
         let id = fresh_id();
         let kernels = (0..entries.len())
             .map(|index| {
-                let kernel = Kernel { id: fresh_id(), library: id, index };
+                let kernel = Kernel {
+                    id: fresh_id(),
+                    library: id,
+                    index,
+                };
                 let handle = kernel.id;
                 driver.kernels.insert(handle, Arc::new(kernel));
                 handle
             })
             .collect();
-        let library = Arc::new(Self { id, entries, kernels, modules: Mutex::default() });
+        let library = Arc::new(Self {
+            id,
+            entries,
+            kernels,
+            modules: Mutex::default(),
+        });
         driver.libraries.insert(id, Arc::clone(&library));
         Ok(library)
     }
@@ -178,7 +191,10 @@ impl Library {
     pub fn module(&self, driver: &'static Driver, context: &Context) -> R<Arc<Module>> {
         let mut modules = lock(&self.modules);
         modules.retain(|(_, module)| driver.modules.get(*module).is_some());
-        let known = modules.iter().find(|m| m.0 == context.id).and_then(|m| driver.modules.get(m.1));
+        let known = modules
+            .iter()
+            .find(|m| m.0 == context.id)
+            .and_then(|m| driver.modules.get(m.1));
         if let Some(module) = known {
             return Ok(module);
         }

@@ -53,8 +53,17 @@ impl State {
 impl Pool {
     #[must_use]
     pub fn new(gpu: u32, default: bool) -> Arc<Self> {
-        let state = State { reuse: [0, 1, 1, 1], ..State::default() };
-        Arc::new(Self { id: fresh_id(), gpu, default, blocks: Mutex::default(), state: Mutex::new(state) })
+        let state = State {
+            reuse: [0, 1, 1, 1],
+            ..State::default()
+        };
+        Arc::new(Self {
+            id: fresh_id(),
+            gpu,
+            default,
+            blocks: Mutex::default(),
+            state: Mutex::new(state),
+        })
     }
 
     /// Allocates `bytes`.
@@ -69,7 +78,12 @@ impl Pool {
         if let Some(start) = self.reuse(driver, stream, bytes) {
             return Ok(start);
         }
-        let request = Request { gpu: self.gpu, context: 0, pool: self.id, blocks: &self.blocks };
+        let request = Request {
+            gpu: self.gpu,
+            context: 0,
+            pool: self.id,
+            blocks: &self.blocks,
+        };
         let mut result = classic::allocate(driver, &request, bytes);
         if result == Err(OUT_OF_MEMORY) {
             self.settle();
@@ -88,7 +102,10 @@ impl Pool {
     fn reuse(&self, driver: &Driver, stream: &Arc<Stream>, bytes: u64) -> Option<u64> {
         let length = classic::rounded(bytes);
         let mut state = lock(&self.state);
-        let freed_here = state.pending.iter().position(|p| Arc::ptr_eq(&p.stream, stream) && p.length == length);
+        let freed_here = state
+            .pending
+            .iter()
+            .position(|p| Arc::ptr_eq(&p.stream, stream) && p.length == length);
         let start = if let Some(at) = freed_here {
             // The queued free finds another allocation there and leaves it alone.
             state.pending.swap_remove(at).start
@@ -97,7 +114,14 @@ impl Pool {
             state.use_more(length);
             state.cache.swap_remove(at).0
         };
-        let allocation = Allocation { start, length: bytes, gpu: self.gpu, context: 0, pool: self.id, id: fresh_id() };
+        let allocation = Allocation {
+            start,
+            length: bytes,
+            gpu: self.gpu,
+            context: 0,
+            pool: self.id,
+            id: fresh_id(),
+        };
         write(&driver.space).allocations.insert(start, allocation);
         Some(start)
     }
@@ -107,7 +131,11 @@ impl Pool {
         let pending: Vec<Pending> = std::mem::take(&mut lock(&self.state).pending);
         for free in pending {
             // Still being submitted: whatever is queued before it is enough to wait for.
-            free.stream.wait(if free.sequence == u64::MAX { free.stream.submitted() } else { free.sequence });
+            free.stream.wait(if free.sequence == u64::MAX {
+                free.stream.submitted()
+            } else {
+                free.sequence
+            });
         }
     }
 
@@ -119,9 +147,18 @@ impl Pool {
                 if state.reserved <= keep {
                     return;
                 }
-                let Some((start, length)) = state.cache.pop() else { return };
+                let Some((start, length)) = state.cache.pop() else {
+                    return;
+                };
                 state.reserved -= length;
-                let allocation = Allocation { start, length, gpu: self.gpu, context: 0, pool: self.id, id: 0 };
+                let allocation = Allocation {
+                    start,
+                    length,
+                    gpu: self.gpu,
+                    context: 0,
+                    pool: self.id,
+                    id: 0,
+                };
                 write(&driver.space).allocations.insert(start, allocation);
                 start
             };
@@ -214,14 +251,28 @@ pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> 
         }
         // Noted before it is queued, so that it cannot take effect unnoted.
         let length = classic::rounded(allocation.length);
-        state.pending.push(Pending { start, length, stream: Arc::clone(stream), sequence: u64::MAX });
+        state.pending.push(Pending {
+            start,
+            length,
+            stream: Arc::clone(stream),
+            sequence: u64::MAX,
+        });
     }
-    let sequence = stream.submit(driver, Op::Free { start, id: allocation.id });
+    let sequence = stream.submit(
+        driver,
+        Op::Free {
+            start,
+            id: allocation.id,
+        },
+    );
     if let Some(pool) = &pool {
         let mut state = lock(&pool.state);
         match sequence {
             Ok(sequence) => {
-                let own = state.pending.iter_mut().find(|p| p.start == start && p.sequence == u64::MAX);
+                let own = state
+                    .pending
+                    .iter_mut()
+                    .find(|p| p.start == start && p.sequence == u64::MAX);
                 if let Some(own) = own {
                     own.sequence = sequence;
                 }
@@ -234,7 +285,13 @@ pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> 
 
 /// The moment at which a queued free takes effect: nothing if the memory was reused meanwhile.
 pub fn finish_free(driver: &'static Driver, start: u64, id: u64) {
-    if let Ok(allocation) = classic::find(driver, start).and_then(|a| if a.id == id { Ok(a) } else { Err(INVALID_VALUE) }) {
+    if let Ok(allocation) = classic::find(driver, start).and_then(|a| {
+        if a.id == id {
+            Ok(a)
+        } else {
+            Err(INVALID_VALUE)
+        }
+    }) {
         let _ = free_now(driver, &allocation);
     }
 }
@@ -249,6 +306,9 @@ pub fn free_now(driver: &'static Driver, allocation: &Allocation) -> R {
         pool.give_back(driver, allocation);
         return Ok(());
     }
-    let owner = driver.contexts.get(allocation.context).ok_or(INVALID_VALUE)?;
+    let owner = driver
+        .contexts
+        .get(allocation.context)
+        .ok_or(INVALID_VALUE)?;
     classic::free(driver, allocation.start, &owner.blocks)
 }

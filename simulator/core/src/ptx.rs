@@ -42,7 +42,11 @@ pub fn check_magic(first: [u8; 4]) -> R {
     if first == ELF || word == FAT_BINARY || word == FAT_WRAPPER {
         return Err(NO_BINARY_FOR_GPU);
     }
-    if first[0] == b'.' || first[0] == b'/' || first[0].is_ascii_whitespace() { Ok(()) } else { Err(INVALID_IMAGE) }
+    if first[0] == b'.' || first[0] == b'/' || first[0].is_ascii_whitespace() {
+        Ok(())
+    } else {
+        Err(INVALID_IMAGE)
+    }
 }
 
 fn without_comments(text: &str) -> String {
@@ -93,8 +97,15 @@ fn parse_param(text: &str, end: usize) -> Option<Param> {
     }
     let unit: usize = unit?;
     // For pointers, `.align` speaks of what they point at.
-    let align = if text.contains(".ptr") { unit } else { align.unwrap_or(unit) };
-    Some(Param { offset: end.checked_next_multiple_of(align.max(1))?, size: unit.checked_mul(count)? })
+    let align = if text.contains(".ptr") {
+        unit
+    } else {
+        align.unwrap_or(unit)
+    };
+    Some(Param {
+        offset: end.checked_next_multiple_of(align.max(1))?,
+        size: unit.checked_mul(count)?,
+    })
 }
 
 /// The entries of a PTX module.
@@ -103,10 +114,19 @@ fn parse_param(text: &str, end: usize) -> Option<Param> {
 /// `INVALID_PTX` for text that is not PTX, `UNSUPPORTED_PTX_VERSION` if it is too new.
 pub fn parse(text: &str) -> R<Vec<Entry>> {
     let text = without_comments(text);
-    let version = text.trim_start().strip_prefix(".version").ok_or(INVALID_PTX)?;
-    let version = version.split_whitespace().next().and_then(|v| v.split_once('.')).ok_or(INVALID_PTX)?;
-    let version: (u32, u32) =
-        (version.0.parse().map_err(|_| INVALID_PTX)?, version.1.parse().map_err(|_| INVALID_PTX)?);
+    let version = text
+        .trim_start()
+        .strip_prefix(".version")
+        .ok_or(INVALID_PTX)?;
+    let version = version
+        .split_whitespace()
+        .next()
+        .and_then(|v| v.split_once('.'))
+        .ok_or(INVALID_PTX)?;
+    let version: (u32, u32) = (
+        version.0.parse().map_err(|_| INVALID_PTX)?,
+        version.1.parse().map_err(|_| INVALID_PTX)?,
+    );
     if version > VERSION_MAX {
         return Err(UNSUPPORTED_PTX_VERSION);
     }
@@ -117,14 +137,20 @@ pub fn parse(text: &str) -> R<Vec<Entry>> {
     let mut rest = text.as_str();
     while let Some(at) = rest.find(".entry") {
         rest = rest[at + ".entry".len()..].trim_start();
-        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || "_$%".contains(c))).ok_or(INVALID_PTX)?;
+        let end = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || "_$%".contains(c)))
+            .ok_or(INVALID_PTX)?;
         let name = rest[..end].to_owned();
         rest = rest[end..].trim_start();
         let mut params = Vec::new();
         if let Some(list) = rest.strip_prefix('(') {
             let close = list.find(')').ok_or(INVALID_PTX)?;
             let mut offset = 0;
-            for text in list[..close].split(',').map(str::trim).filter(|t| !t.is_empty()) {
+            for text in list[..close]
+                .split(',')
+                .map(str::trim)
+                .filter(|t| !t.is_empty())
+            {
                 let param = parse_param(text, offset).ok_or(INVALID_PTX)?;
                 offset = param.offset + param.size;
                 params.push(param);
@@ -151,7 +177,11 @@ mod tests {
         let entries = parse(text).unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].name, "one");
-        let layout: Vec<_> = entries[0].params.iter().map(|p| (p.offset, p.size)).collect();
+        let layout: Vec<_> = entries[0]
+            .params
+            .iter()
+            .map(|p| (p.offset, p.size))
+            .collect();
         assert_eq!(layout, [(0, 4), (8, 8), (16, 12), (28, 4)]);
         assert_eq!(entries[0].params_bytes(), 32);
         assert_eq!(entries[1].params, []);
@@ -161,7 +191,11 @@ mod tests {
     fn the_shipped_kernels_are_read() {
         let entries = parse(include_str!("../../kernels/spillway.ptx")).unwrap();
         for entry in &entries {
-            assert!(crate::kernels::Builtin::find(&entry.name, entry.params_bytes()).is_some(), "{}", entry.name);
+            assert!(
+                crate::kernels::Builtin::find(&entry.name, entry.params_bytes()).is_some(),
+                "{}",
+                entry.name
+            );
         }
         assert_eq!(entries.len(), 6);
     }
@@ -169,10 +203,19 @@ mod tests {
     #[test]
     fn what_is_not_ptx() {
         assert_eq!(parse("hello"), Err(INVALID_PTX));
-        assert_eq!(parse(".version 7.0\n.target sm_70\n.entry x(.param .q9 a) {}"), Err(INVALID_PTX));
-        assert_eq!(parse(".version 99.0\n.target sm_70\n"), Err(UNSUPPORTED_PTX_VERSION));
+        assert_eq!(
+            parse(".version 7.0\n.target sm_70\n.entry x(.param .q9 a) {}"),
+            Err(INVALID_PTX)
+        );
+        assert_eq!(
+            parse(".version 99.0\n.target sm_70\n"),
+            Err(UNSUPPORTED_PTX_VERSION)
+        );
         assert_eq!(check_magic(*b"\x7fELF"), Err(NO_BINARY_FOR_GPU));
-        assert_eq!(check_magic([0x50, 0xed, 0x55, 0xba]), Err(NO_BINARY_FOR_GPU));
+        assert_eq!(
+            check_magic([0x50, 0xed, 0x55, 0xba]),
+            Err(NO_BINARY_FOR_GPU)
+        );
         assert_eq!(check_magic(*b"abcd"), Err(INVALID_IMAGE));
         assert_eq!(check_magic(*b"\n.ve"), Ok(()));
     }

@@ -24,8 +24,12 @@ impl Ranges {
 
     /// Takes exactly this range, if all of it is free.
     pub fn take_at(&mut self, at: u64, length: u64) -> bool {
-        let Some((&start, &free)) = self.0.range(..=at).next_back() else { return false };
-        let Some(end) = at.checked_add(length) else { return false };
+        let Some((&start, &free)) = self.0.range(..=at).next_back() else {
+            return false;
+        };
+        let Some(end) = at.checked_add(length) else {
+            return false;
+        };
         if length == 0 || end > start + free {
             return false;
         }

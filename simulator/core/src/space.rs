@@ -44,8 +44,20 @@ impl Physical {
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`.
-    pub fn new(shared: &'static Shared, gpu: u32, bytes: u64, handle_types: u32, flags: [u8; 8]) -> R<Arc<Self>> {
-        Ok(Self::of(shared, gpu, shared.take(gpu, bytes / FRAME)?, handle_types, flags))
+    pub fn new(
+        shared: &'static Shared,
+        gpu: u32,
+        bytes: u64,
+        handle_types: u32,
+        flags: [u8; 8],
+    ) -> R<Arc<Self>> {
+        Ok(Self::of(
+            shared,
+            gpu,
+            shared.take(gpu, bytes / FRAME)?,
+            handle_types,
+            flags,
+        ))
     }
 
     /// Memory that only counts: a context's, a module's.
@@ -53,12 +65,33 @@ impl Physical {
     /// # Errors
     /// `OUT_OF_MEMORY`.
     pub fn charge(shared: &'static Shared, gpu: u32, bytes: u64) -> R<Arc<Self>> {
-        Ok(Self::of(shared, gpu, shared.charge(gpu, bytes.div_ceil(FRAME))?, 0, [0; 8]))
+        Ok(Self::of(
+            shared,
+            gpu,
+            shared.charge(gpu, bytes.div_ceil(FRAME))?,
+            0,
+            [0; 8],
+        ))
     }
 
-    fn of(shared: &'static Shared, gpu: u32, frames: Vec<u32>, handle_types: u32, flags: [u8; 8]) -> Arc<Self> {
+    fn of(
+        shared: &'static Shared,
+        gpu: u32,
+        frames: Vec<u32>,
+        handle_types: u32,
+        flags: [u8; 8],
+    ) -> Arc<Self> {
         let (id, handles) = (fresh_id(), AtomicU32::new(1));
-        Arc::new(Self { shared, gpu, frames, id, handles, handle_types, flags, export: Mutex::new(None) })
+        Arc::new(Self {
+            shared,
+            gpu,
+            frames,
+            id,
+            handles,
+            handle_types,
+            flags,
+            export: Mutex::new(None),
+        })
     }
 
     /// The memory behind an exported descriptor.
@@ -88,7 +121,10 @@ impl Physical {
         if export.is_none() {
             *export = Some(self.shared.export(self.gpu, &self.frames)?);
         }
-        export.as_ref().and_then(|file| file.try_clone().ok()).ok_or(OUT_OF_MEMORY)
+        export
+            .as_ref()
+            .and_then(|file| file.try_clone().ok())
+            .ok_or(OUT_OF_MEMORY)
     }
 
     #[must_use]
@@ -106,14 +142,22 @@ impl Physical {
         }
         let within = offset % FRAME;
         // SAFETY: `within` is inside the frame.
-        let at = unsafe { self.shared.frame(self.gpu, self.frames[index]).add(within as usize) };
+        let at = unsafe {
+            self.shared
+                .frame(self.gpu, self.frames[index])
+                .add(within as usize)
+        };
         (at, run as u64 * FRAME - within)
     }
 }
 
 impl Drop for Physical {
     fn drop(&mut self) {
-        let export = self.export.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let export = self
+            .export
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
         if let Some(file) = export {
             drop(file);
             self.shared.exports_closed();
@@ -208,7 +252,8 @@ impl Space {
 
     /// Addresses for `length` bytes (a multiple of [`FRAME`]), at `hint` if that is free.
     pub fn take_addresses(&mut self, length: u64, alignment: u64, hint: u64) -> Option<u64> {
-        if hint != 0 && hint.is_multiple_of(alignment.max(FRAME)) && self.free.take_at(hint, length) {
+        if hint != 0 && hint.is_multiple_of(alignment.max(FRAME)) && self.free.take_at(hint, length)
+        {
             return Some(hint);
         }
         self.free.take(length, alignment.max(FRAME))
@@ -242,7 +287,10 @@ impl Space {
     /// Whether any region overlaps the range.
     #[must_use]
     pub fn any_region(&self, start: u64, length: u64) -> bool {
-        self.regions.range(..start + length).next_back().is_some_and(|(s, r)| s + r.length > start)
+        self.regions
+            .range(..start + length)
+            .next_back()
+            .is_some_and(|(s, r)| s + r.length > start)
     }
 
     /// The starts of the regions that fill the range exactly, with no gap and none sticking out.
@@ -263,7 +311,13 @@ impl Space {
     /// # Errors
     /// `ILLEGAL_ADDRESS` if it is not mapped or `device` may not do that; `None` as device asks
     /// on behalf of a copy engine: any device's access will do.
-    pub fn translate(&self, address: u64, length: u64, device: Option<u32>, writes: bool) -> R<(*mut u8, u64)> {
+    pub fn translate(
+        &self,
+        address: u64,
+        length: u64,
+        device: Option<u32>,
+        writes: bool,
+    ) -> R<(*mut u8, u64)> {
         let (start, region) = self.region(address).ok_or(ILLEGAL_ADDRESS)?;
         let needed = if writes { READ_WRITE } else { READ };
         let may = |gpu: usize| region.access[gpu] & needed == needed;

@@ -3,11 +3,11 @@
 //! A dependency always points at something submitted before, so waits cannot form a ring. The
 //! thread starts with the first work and ends when the stream was destroyed and is empty.
 
+use crate::capture::Capture;
 use crate::code::{OUT_OF_MEMORY, R};
 use crate::context::Context;
 use crate::driver::Driver;
 use crate::exec::{Op, Work};
-use crate::graph::Capture;
 use crate::sync::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -61,12 +61,21 @@ pub struct Stream {
 const DEPTH: usize = 1024;
 
 fn wait_on<'a>(condition: &Condvar, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-    condition.wait(queue).unwrap_or_else(PoisonError::into_inner)
+    condition
+        .wait(queue)
+        .unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stream {
     #[must_use]
-    pub fn new(id: u64, kind: Kind, per_thread: bool, flags: u32, priority: i32, context: Arc<Context>) -> Arc<Self> {
+    pub fn new(
+        id: u64,
+        kind: Kind,
+        per_thread: bool,
+        flags: u32,
+        priority: i32,
+        context: Arc<Context>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             kind,
@@ -139,14 +148,24 @@ impl Stream {
         };
         let after = if self.kind == Kind::Legacy {
             let streams = self.context.streams();
-            streams.iter().filter(|s| s.kind == Kind::Blocking).filter_map(pending).collect()
+            streams
+                .iter()
+                .filter(|s| s.kind == Kind::Blocking)
+                .filter_map(pending)
+                .collect()
         } else {
             self.context.legacy().iter().filter_map(pending).collect()
         };
         self.push(driver, lock(&self.queue), op, after)
     }
 
-    fn push(self: &Arc<Self>, driver: &'static Driver, mut queue: MutexGuard<'_, Queue>, op: Op, after: Vec<(Arc<Self>, u64)>) -> R<u64> {
+    fn push(
+        self: &Arc<Self>,
+        driver: &'static Driver,
+        mut queue: MutexGuard<'_, Queue>,
+        op: Op,
+        after: Vec<(Arc<Self>, u64)>,
+    ) -> R<u64> {
         if !queue.running {
             let stream = Arc::clone(self);
             std::thread::Builder::new()
@@ -174,7 +193,11 @@ impl Stream {
 
     fn serve(&self, driver: &'static Driver) {
         block_signals();
-        let work = Work { driver, context: &self.context, stream: self.id };
+        let work = Work {
+            driver,
+            context: &self.context,
+            stream: self.id,
+        };
         loop {
             let task = {
                 let mut queue = lock(&self.queue);
@@ -194,7 +217,8 @@ impl Stream {
                 stream.wait(*sequence);
             }
             if self.context.error.load(Ordering::Acquire) == 0 {
-                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.run(&task.op)));
+                let outcome =
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.run(&task.op)));
                 if let Err(code) = outcome.unwrap_or(Err(crate::code::LAUNCH_FAILED)) {
                     self.context.fail(code);
                     work.skip(&task.op);

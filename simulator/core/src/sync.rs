@@ -22,7 +22,10 @@ pub fn write<T: ?Sized>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 /// CLOCK_MONOTONIC in nanoseconds: the same for all processes of the machine.
 #[must_use]
 pub fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid timespec for the call to fill.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -69,7 +72,10 @@ impl Signal {
 
     pub fn wait(&self) {
         loop {
-            match self.0.compare_exchange(UNSET, AWAITED, Ordering::AcqRel, Ordering::Acquire) {
+            match self
+                .0
+                .compare_exchange(UNSET, AWAITED, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Err(SET) => return,
                 _ => futex(&self.0, libc::FUTEX_WAIT, AWAITED),
             }

@@ -53,7 +53,11 @@ impl<T> Out<T> {
     /// # Errors
     /// `INVALID_VALUE` if the caller passed null.
     pub fn needed(self) -> R {
-        if self.0.is_null() { Err(INVALID_VALUE) } else { Ok(()) }
+        if self.0.is_null() {
+            Err(INVALID_VALUE)
+        } else {
+            Ok(())
+        }
     }
 
     /// # Errors

@@ -25,7 +25,11 @@ static ARRAYS: LazyLock<Registry<Array>> = LazyLock::new(Registry::default);
 /// `INVALID_HANDLE`.
 pub fn storage(handle: u64) -> R<(u64, u64, u64)> {
     let array = ARRAYS.get(handle).ok_or(INVALID_HANDLE)?;
-    Ok((array.address, array.pitch, array.pitch * array.shape.height.max(1) as u64))
+    Ok((
+        array.address,
+        array.pitch,
+        array.pitch * array.shape.height.max(1) as u64,
+    ))
 }
 
 fn element_bytes(format: u32, channels: u32) -> R<u64> {
@@ -35,7 +39,11 @@ fn element_bytes(format: u32, channels: u32) -> R<u64> {
         0x03 | 0x0a | 0x20 => 4,
         _ => return Err(INVALID_VALUE),
     };
-    if matches!(channels, 1 | 2 | 4) { Ok(one * u64::from(channels)) } else { Err(INVALID_VALUE) }
+    if matches!(channels, 1 | 2 | 4) {
+        Ok(one * u64::from(channels))
+    } else {
+        Err(INVALID_VALUE)
+    }
 }
 
 fn create(out: Out<u64>, shape: Array3dDescriptor) -> R {
@@ -51,7 +59,14 @@ fn create(out: Out<u64>, shape: Array3dDescriptor) -> R {
         .ok_or(INVALID_VALUE)?;
     let address = allocate(bytes)?;
     let handle = fresh_id();
-    ARRAYS.insert(handle, Arc::new(Array { address, pitch, shape }));
+    ARRAYS.insert(
+        handle,
+        Arc::new(Array {
+            address,
+            pitch,
+            shape,
+        }),
+    );
     out.set(handle)
 }
 

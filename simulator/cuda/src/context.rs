@@ -3,13 +3,13 @@
 use crate::abi::{In, Out, exports};
 use crate::device::{device, flags_valid};
 use crate::submit::here;
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{
-    INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, PEER_ACCESS_ALREADY_ENABLED, PEER_ACCESS_NOT_ENABLED,
-    PEER_ACCESS_UNSUPPORTED, R, UNSUPPORTED_LIMIT,
+    INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, PEER_ACCESS_ALREADY_ENABLED,
+    PEER_ACCESS_NOT_ENABLED, PEER_ACCESS_UNSUPPORTED, R, UNSUPPORTED_LIMIT,
 };
 use spillway_simulator_core::context::{self, Context};
 use spillway_simulator_core::driver::{self, Driver};
-use spillway_simulator_core::graph;
 use spillway_simulator_core::space::fresh_id;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -20,7 +20,11 @@ use std::sync::atomic::Ordering;
 /// # Errors
 /// `INVALID_CONTEXT`.
 pub fn context_of(driver: &Driver, handle: u64) -> R<Arc<Context>> {
-    if handle == 0 { context::top().ok_or(INVALID_CONTEXT) } else { driver.contexts.get(handle).ok_or(INVALID_CONTEXT) }
+    if handle == 0 {
+        context::top().ok_or(INVALID_CONTEXT)
+    } else {
+        driver.contexts.get(handle).ok_or(INVALID_CONTEXT)
+    }
 }
 
 fn create(out: Out<u64>, flags: u32, ordinal: i32) -> R {
@@ -36,7 +40,11 @@ fn create(out: Out<u64>, flags: u32, ordinal: i32) -> R {
 
 fn destroy(handle: u64) -> R {
     let driver = driver::get()?;
-    let target = driver.contexts.get(handle).filter(|_| handle != 0).ok_or(INVALID_CONTEXT)?;
+    let target = driver
+        .contexts
+        .get(handle)
+        .filter(|_| handle != 0)
+        .ok_or(INVALID_CONTEXT)?;
     if target.primary {
         return Err(INVALID_CONTEXT);
     }
@@ -63,7 +71,7 @@ fn pop(out: Out<u64>) -> R {
 
 fn synchronize(context: &Arc<Context>) -> R {
     context.check()?;
-    graph::refuse_in(context)?;
+    capture::refuse_in(context)?;
     context.drain();
     context.check()?;
     driver::get()?.trim_pools(context.gpu, false);

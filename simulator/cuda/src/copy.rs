@@ -7,10 +7,11 @@ use crate::abi::{In, bytes, exports};
 use crate::array;
 use crate::layout::{ARRAY, Copy2d, Copy3d, DEVICE, HOST, Side3d, UNIFIED};
 use crate::submit::{here, stream, submit, submit_and_wait};
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_CONTEXT, INVALID_VALUE, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::exec::{Copy, Op};
-use spillway_simulator_core::graph::{self, MEMCPY};
+use spillway_simulator_core::graph::MEMCPY;
 use spillway_simulator_core::sync::read;
 use std::sync::Arc;
 
@@ -36,13 +37,24 @@ pub fn range(driver: &Driver, at: u64, length: u64, context: u64) -> R<Range> {
     if !space.holds(at) {
         drop(space);
         let pinned = read(&driver.host).pinned(at, length, context)?;
-        return Ok(if pinned { Range::Pinned } else { Range::Pageable });
+        return Ok(if pinned {
+            Range::Pinned
+        } else {
+            Range::Pageable
+        });
     }
     let limit = match space.allocation(at) {
         Some(allocation) => allocation.start + allocation.length,
-        None => space.reservation(at).map(|(start, length)| start + length).ok_or(INVALID_VALUE)?,
+        None => space
+            .reservation(at)
+            .map(|(start, length)| start + length)
+            .ok_or(INVALID_VALUE)?,
     };
-    if end > limit { Err(INVALID_VALUE) } else { Ok(Range::Device) }
+    if end > limit {
+        Err(INVALID_VALUE)
+    } else {
+        Ok(Range::Device)
+    }
 }
 
 fn extent(pitch: u64, slice: u64, copy: &Copy) -> u64 {
@@ -56,10 +68,22 @@ pub struct Sides {
     pub target: Option<bool>,
 }
 
-const ANY: Sides = Sides { source: None, target: None };
-const TO_DEVICE: Sides = Sides { source: Some(false), target: Some(true) };
-const TO_HOST: Sides = Sides { source: Some(true), target: Some(false) };
-const WITHIN: Sides = Sides { source: Some(true), target: Some(true) };
+const ANY: Sides = Sides {
+    source: None,
+    target: None,
+};
+const TO_DEVICE: Sides = Sides {
+    source: Some(false),
+    target: Some(true),
+};
+const TO_HOST: Sides = Sides {
+    source: Some(true),
+    target: Some(false),
+};
+const WITHIN: Sides = Sides {
+    source: Some(true),
+    target: Some(true),
+};
 
 /// How to wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,21 +104,25 @@ pub fn run(mut copy: Copy, sides: Sides, on: u64, per_thread: bool, wait: Wait) 
     let (driver, context) = here()?;
     let stream = stream(on, per_thread)?;
     if wait == Wait::Synchronous {
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         crate::submit::refuse_implicit(&stream)?;
     }
     if copy.width == 0 || copy.height == 0 || copy.depth == 0 {
         return Ok(());
     }
-    let (source_bytes, target_bytes) =
-        (extent(copy.source_pitch, copy.source_slice, &copy), extent(copy.target_pitch, copy.target_slice, &copy));
+    let (source_bytes, target_bytes) = (
+        extent(copy.source_pitch, copy.source_slice, &copy),
+        extent(copy.target_pitch, copy.target_slice, &copy),
+    );
     let source = range(driver, copy.source, source_bytes, context.id)?;
     let target = range(driver, copy.target, target_bytes, context.id)?;
     // Where the call names a device address, pageable memory is none.
-    if sides.source == Some(true) && source == Range::Pageable || sides.target == Some(true) && target == Range::Pageable {
+    if sides.source == Some(true) && source == Range::Pageable
+        || sides.target == Some(true) && target == Range::Pageable
+    {
         return Err(INVALID_VALUE);
     }
-    let capturing = graph::current(&stream).is_some();
+    let capturing = capture::current(&stream).is_some();
     if wait == Wait::Synchronous {
         if source == Range::Device && target == Range::Device {
             return submit(&stream, MEMCPY, Op::Copy(copy)).map(|_| ());
@@ -106,7 +134,9 @@ pub fn run(mut copy: Copy, sides: Sides, on: u64, per_thread: bool, wait: Wait) 
     }
     match (source, target) {
         (_, Range::Pageable) => submit_and_wait(&stream, MEMCPY, Op::Copy(copy)),
-        (Range::Pageable, _) if source_bytes > STAGE_MAX => submit_and_wait(&stream, MEMCPY, Op::Copy(copy)),
+        (Range::Pageable, _) if source_bytes > STAGE_MAX => {
+            submit_and_wait(&stream, MEMCPY, Op::Copy(copy))
+        }
         (Range::Pageable, _) => {
             copy.staged = Some(Arc::new(bytes(copy.source, source_bytes as usize)));
             submit(&stream, MEMCPY, Op::Copy(copy)).map(|_| ())
@@ -115,8 +145,22 @@ pub fn run(mut copy: Copy, sides: Sides, on: u64, per_thread: bool, wait: Wait) 
     }
 }
 
-fn linear(source: u64, target: u64, bytes: usize, sides: Sides, on: u64, per_thread: bool, wait: Wait) -> R {
-    run(Copy::linear(source, target, bytes as u64), sides, on, per_thread, wait)
+fn linear(
+    source: u64,
+    target: u64,
+    bytes: usize,
+    sides: Sides,
+    on: u64,
+    per_thread: bool,
+    wait: Wait,
+) -> R {
+    run(
+        Copy::linear(source, target, bytes as u64),
+        sides,
+        on,
+        per_thread,
+        wait,
+    )
 }
 
 /// One side of a shaped copy: address, pitch, slice, whether the caller says it is device memory.
@@ -130,8 +174,16 @@ fn side(side: &Side3d, width: u64, rows: u64) -> R<(u64, u64, u64, Option<bool>)
             (base, pitch, slice, Some(true))
         }
         kind => {
-            let pitch = if side.pitch == 0 { width + side.x as u64 } else { side.pitch as u64 };
-            let rows = if side.height == 0 { rows + side.y as u64 } else { side.height as u64 };
+            let pitch = if side.pitch == 0 {
+                width + side.x as u64
+            } else {
+                side.pitch as u64
+            };
+            let rows = if side.height == 0 {
+                rows + side.y as u64
+            } else {
+                side.height as u64
+            };
             let (base, device) = match kind {
                 HOST => (side.host, Some(false)),
                 DEVICE => (side.device, Some(true)),
@@ -144,7 +196,12 @@ fn side(side: &Side3d, width: u64, rows: u64) -> R<(u64, u64, u64, Option<bool>)
             (base, pitch, pitch * rows, device)
         }
     };
-    Ok((base + side.z as u64 * slice + side.y as u64 * pitch + side.x as u64, pitch, slice, device))
+    Ok((
+        base + side.z as u64 * slice + side.y as u64 * pitch + side.x as u64,
+        pitch,
+        slice,
+        device,
+    ))
 }
 
 /// A shaped copy from its description.
@@ -155,8 +212,25 @@ pub fn shaped(copy: &Copy3d) -> R<(Copy, Sides)> {
     let (width, height, depth) = (copy.width as u64, copy.height as u64, copy.depth as u64);
     let (source, source_pitch, source_slice, from) = side(&copy.source, width, height)?;
     let (target, target_pitch, target_slice, to) = side(&copy.target, width, height)?;
-    let copy = Copy { source, source_pitch, source_slice, target, target_pitch, target_slice, width, height, depth, staged: None };
-    Ok((copy, Sides { source: from, target: to }))
+    let copy = Copy {
+        source,
+        source_pitch,
+        source_slice,
+        target,
+        target_pitch,
+        target_slice,
+        width,
+        height,
+        depth,
+        staged: None,
+    };
+    Ok((
+        copy,
+        Sides {
+            source: from,
+            target: to,
+        },
+    ))
 }
 
 fn flat(copy: &Copy2d) -> Copy3d {
@@ -173,7 +247,13 @@ fn flat(copy: &Copy2d) -> Copy3d {
         pitch: s.pitch,
         height: 0,
     };
-    Copy3d { source: side(&copy.source), target: side(&copy.target), width: copy.width, height: copy.height, depth: 1 }
+    Copy3d {
+        source: side(&copy.source),
+        target: side(&copy.target),
+        width: copy.width,
+        height: copy.height,
+        depth: 1,
+    }
 }
 
 fn run_shaped(copy: &Copy3d, on: u64, per_thread: bool, wait: Wait) -> R {
@@ -184,7 +264,11 @@ fn run_shaped(copy: &Copy3d, on: u64, per_thread: bool, wait: Wait) -> R {
 fn peers(from: u64, to: u64) -> R {
     let driver = driver::get()?;
     let known = |context: u64| driver.contexts.get(context).is_some();
-    if known(from) && known(to) { Ok(()) } else { Err(INVALID_CONTEXT) }
+    if known(from) && known(to) {
+        Ok(())
+    } else {
+        Err(INVALID_CONTEXT)
+    }
 }
 
 use Wait::{Asynchronous, Synchronous};

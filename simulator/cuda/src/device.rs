@@ -18,12 +18,19 @@ use std::sync::atomic::Ordering;
 pub fn device(ordinal: i32) -> R<(&'static Driver, u32)> {
     let driver = driver::get()?;
     let gpus = driver.shared.config().gpus;
-    u32::try_from(ordinal).ok().filter(|gpu| *gpu < gpus).map(|gpu| (driver, gpu)).ok_or(INVALID_DEVICE)
+    u32::try_from(ordinal)
+        .ok()
+        .filter(|gpu| *gpu < gpus)
+        .map(|gpu| (driver, gpu))
+        .ok_or(INVALID_DEVICE)
 }
 
 fn string(to: Out<c_char>, capacity: i32, value: &str) -> R {
     to.needed()?;
-    let capacity = usize::try_from(capacity).ok().filter(|c| *c > 0).ok_or(INVALID_VALUE)?;
+    let capacity = usize::try_from(capacity)
+        .ok()
+        .filter(|c| *c > 0)
+        .ok_or(INVALID_VALUE)?;
     let mut bytes = value.as_bytes()[..value.len().min(capacity - 1)].to_vec();
     bytes.push(0);
     put_bytes(to.raw(), &bytes);
@@ -239,4 +246,3 @@ exports! {
         device(ordinal).map(|_| ())
     }
 }
-

@@ -2,12 +2,13 @@
 
 use crate::abi::{Out, exports};
 use crate::submit::{here, stream, submit};
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R};
 use spillway_simulator_core::context;
 use spillway_simulator_core::driver;
 use spillway_simulator_core::event::{Event, State};
 use spillway_simulator_core::exec::Op;
-use spillway_simulator_core::graph::{self, RECORD_EVENT};
+use spillway_simulator_core::graph::RECORD_EVENT;
 use spillway_simulator_core::space::fresh_id;
 use std::sync::Arc;
 
@@ -18,7 +19,11 @@ use std::sync::Arc;
 pub fn event(handle: u64) -> R<Arc<Event>> {
     let driver = driver::get()?;
     let event = driver.events.get(handle).ok_or(INVALID_HANDLE)?;
-    driver.contexts.get(event.context).ok_or(INVALID_HANDLE)?.check()?;
+    driver
+        .contexts
+        .get(event.context)
+        .ok_or(INVALID_HANDLE)?
+        .check()?;
     Ok(event)
 }
 
@@ -29,7 +34,7 @@ fn record(handle: u64, on: u64, per_thread: bool, flags: u32) -> R {
         return Err(INVALID_HANDLE);
     }
     let marker = Arc::default();
-    if let Some(capture) = graph::current(&stream) {
+    if let Some(capture) = capture::current(&stream) {
         if capture.invalid() {
             return Err(spillway_simulator_core::code::STREAM_CAPTURE_INVALIDATED);
         }
@@ -38,7 +43,7 @@ fn record(handle: u64, on: u64, per_thread: bool, flags: u32) -> R {
             submit(&stream, RECORD_EVENT, Op::Record(Arc::clone(&marker)))?;
             event.set_state(State::Recorded(marker));
         } else {
-            graph::record_event(&capture, &stream, &event);
+            capture::record_event(&capture, &stream, &event);
         }
         return Ok(());
     }
@@ -48,7 +53,11 @@ fn record(handle: u64, on: u64, per_thread: bool, flags: u32) -> R {
 }
 
 fn destroy(handle: u64) -> R {
-    driver::get()?.events.remove(handle).map(|_| ()).ok_or(INVALID_HANDLE)
+    driver::get()?
+        .events
+        .remove(handle)
+        .map(|_| ())
+        .ok_or(INVALID_HANDLE)
 }
 
 fn elapsed(out: Out<f32>, start: u64, end: u64) -> R {
@@ -131,7 +140,7 @@ exports! {
         let driver = driver::get()?;
         let context = if handle == 0 { context::current()? } else { driver.contexts.get(handle).ok_or(INVALID_HANDLE)? };
         context.check()?;
-        graph::refuse_in(&context)?;
+        capture::refuse_in(&context)?;
         let event = event(event_handle)?;
         let legacy = context.legacy().ok_or(INVALID_HANDLE)?;
         let marker = Arc::default();

@@ -3,9 +3,10 @@
 use crate::abi::exports;
 use crate::copy::{self, Range};
 use crate::submit::{here, stream, submit, submit_and_wait};
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::exec::{Fill, Op};
-use spillway_simulator_core::graph::{self, MEMSET};
+use spillway_simulator_core::graph::MEMSET;
 
 /// Checks a fill's range and alignment; false if there is nothing to do.
 ///
@@ -18,10 +19,15 @@ pub fn check(fill: &Fill) -> R<Option<Range>> {
     }
     let element = u64::from(fill.element);
     let row = fill.width.checked_mul(element).ok_or(INVALID_VALUE)?;
-    if !fill.target.is_multiple_of(element) || fill.height > 1 && (fill.pitch < row || !fill.pitch.is_multiple_of(element)) {
+    if !fill.target.is_multiple_of(element)
+        || fill.height > 1 && (fill.pitch < row || !fill.pitch.is_multiple_of(element))
+    {
         return Err(INVALID_VALUE);
     }
-    let bytes = (fill.height - 1).checked_mul(fill.pitch).and_then(|b| b.checked_add(row)).ok_or(INVALID_VALUE)?;
+    let bytes = (fill.height - 1)
+        .checked_mul(fill.pitch)
+        .and_then(|b| b.checked_add(row))
+        .ok_or(INVALID_VALUE)?;
     match copy::range(driver, fill.target, bytes, context.id)? {
         Range::Pageable => Err(INVALID_VALUE),
         range => Ok(Some(range)),
@@ -32,7 +38,7 @@ fn run(fill: Fill, on: u64, per_thread: bool, synchronous: bool) -> R {
     let (driver, _) = here()?;
     let stream = stream(on, per_thread)?;
     if synchronous {
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         crate::submit::refuse_implicit(&stream)?;
     }
     match check(&fill)? {
@@ -44,11 +50,32 @@ fn run(fill: Fill, on: u64, per_thread: bool, synchronous: bool) -> R {
 }
 
 fn flat(target: u64, value: u32, element: u32, n: usize) -> Fill {
-    Fill { target, pitch: 0, value, element, width: n as u64, height: 1 }
+    Fill {
+        target,
+        pitch: 0,
+        value,
+        element,
+        width: n as u64,
+        height: 1,
+    }
 }
 
-fn shaped(target: u64, pitch: usize, value: u32, element: u32, width: usize, height: usize) -> Fill {
-    Fill { target, pitch: pitch as u64, value, element, width: width as u64, height: height as u64 }
+fn shaped(
+    target: u64,
+    pitch: usize,
+    value: u32,
+    element: u32,
+    width: usize,
+    height: usize,
+) -> Fill {
+    Fill {
+        target,
+        pitch: pitch as u64,
+        value,
+        element,
+        width: width as u64,
+        height: height as u64,
+    }
 }
 
 exports! {

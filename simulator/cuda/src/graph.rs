@@ -6,6 +6,7 @@ use crate::fill;
 use crate::launch::{self, Shape};
 use crate::layout::{Copy3d, HostNode, KernelNode, KernelNode2, MemsetNode};
 use crate::submit::{stream, submit};
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::event::State;
@@ -27,7 +28,7 @@ pub fn graph_of(driver: &Driver, handle: u64) -> R<Arc<Graph>> {
 
 /// `CUstreamCaptureStatus` of a stream: none, active or invalidated.
 pub fn status(stream: &Stream) -> u32 {
-    match graph::current(stream) {
+    match capture::current(stream) {
         None => 0,
         Some(capture) if capture.invalid() => 2,
         Some(_) => 1,
@@ -41,10 +42,17 @@ pub fn status(stream: &Stream) -> u32 {
 pub fn exchange(mode: Out<u32>) -> R {
     mode.needed()?;
     let wanted = In::<u32>::of(mode.raw() as u64).get()?;
-    mode.set(graph::exchange_mode(wanted)?)
+    mode.set(capture::exchange_mode(wanted)?)
 }
 
-fn add(out: Out<u64>, graph: u64, after: In<u64>, count: usize, kind: u32, op: impl FnOnce(&'static Driver) -> R<Op>) -> R {
+fn add(
+    out: Out<u64>,
+    graph: u64,
+    after: In<u64>,
+    count: usize,
+    kind: u32,
+    op: impl FnOnce(&'static Driver) -> R<Op>,
+) -> R {
     out.needed()?;
     let driver = driver::get()?;
     let graph = graph_of(driver, graph)?;
@@ -58,8 +66,16 @@ fn add(out: Out<u64>, graph: u64, after: In<u64>, count: usize, kind: u32, op: i
 /// # Errors
 /// As for a launch.
 pub fn kernel_op(node: &KernelNode, kernel: u64) -> R<Op> {
-    let function = if node.function != 0 { node.function } else { kernel };
-    let shape = Shape { grid: node.grid, block: node.block, shared_bytes: node.shared_bytes };
+    let function = if node.function != 0 {
+        node.function
+    } else {
+        kernel
+    };
+    let shape = Shape {
+        grid: node.grid,
+        block: node.block,
+        shared_bytes: node.shared_bytes,
+    };
     let launch = launch::prepare(function, &shape, In::of(node.params), In::of(node.extra))?;
     Ok(Op::Kernel(Arc::new(launch)))
 }
@@ -95,17 +111,29 @@ fn instantiate(out: Out<u64>, graph: u64, flags: u64) -> R {
         return Err(NOT_SUPPORTED);
     }
     let plan = graph_of(driver, graph)?.plan()?;
-    let exec = Arc::new(Exec { id: fresh_id(), flags, plan: Mutex::new(plan) });
+    let exec = Arc::new(Exec {
+        id: fresh_id(),
+        flags,
+        plan: Mutex::new(plan),
+    });
     driver.execs.insert(exec.id, Arc::clone(&exec));
     out.set(exec.id)
 }
 
-fn capture_info(handle: u64, per_thread: bool, state: Out<u32>, id: Out<u64>, graph: Out<u64>, nodes: Out<u64>, count: Out<usize>) -> R {
+fn capture_info(
+    handle: u64,
+    per_thread: bool,
+    state: Out<u32>,
+    id: Out<u64>,
+    graph: Out<u64>,
+    nodes: Out<u64>,
+    count: Out<usize>,
+) -> R {
     state.needed()?;
     let stream = stream(handle, per_thread)?;
     crate::submit::refuse_implicit(&stream)?;
     state.set(status(&stream))?;
-    if let Some(capture) = graph::current(&stream) {
+    if let Some(capture) = capture::current(&stream) {
         id.offer(capture.id);
         if capture.invalid() {
             return Ok(());
@@ -114,7 +142,11 @@ fn capture_info(handle: u64, per_thread: bool, state: Out<u32>, id: Out<u64>, gr
         let frontier = lock(&stream.frontier);
         let ids: Vec<u64> = {
             let all = lock(&capture.graph.nodes);
-            frontier.iter().filter_map(|i| all.get(*i)).map(|n| n.id).collect()
+            frontier
+                .iter()
+                .filter_map(|i| all.get(*i))
+                .map(|n| n.id)
+                .collect()
         };
         count.offer(ids.len());
         nodes.offer(kept(ids));
@@ -133,16 +165,26 @@ fn kept(ids: Vec<u64>) -> u64 {
     })
 }
 
-fn update_dependencies(handle: u64, per_thread: bool, nodes: In<u64>, count: usize, flags: u32) -> R {
+fn update_dependencies(
+    handle: u64,
+    per_thread: bool,
+    nodes: In<u64>,
+    count: usize,
+    flags: u32,
+) -> R {
     if flags > 1 {
         return Err(INVALID_VALUE);
     }
     let stream = stream(handle, per_thread)?;
-    let capture = graph::current(&stream).ok_or(spillway_simulator_core::code::ILLEGAL_STATE)?;
+    let capture = capture::current(&stream).ok_or(spillway_simulator_core::code::ILLEGAL_STATE)?;
     let ids = nodes.list(count)?;
     let mut frontier = lock(&stream.frontier);
     let all = lock(&capture.graph.nodes);
-    let indices = ids.iter().map(|id| all.iter().position(|n| n.id == *id)).collect::<Option<Vec<_>>>().ok_or(INVALID_VALUE)?;
+    let indices = ids
+        .iter()
+        .map(|id| all.iter().position(|n| n.id == *id))
+        .collect::<Option<Vec<_>>>()
+        .ok_or(INVALID_VALUE)?;
     // 0 adds, 1 replaces.
     if flags == 1 {
         frontier.clear();
@@ -215,7 +257,7 @@ exports! {
 
     fn cuGraphAddEventRecordNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, event: u64) {
         add(out, graph, after, count, graph::RECORD_EVENT, |driver| {
-            driver.events.get(event).ok_or(INVALID_HANDLE).map(|e| Op::RecordEvent(e))
+            driver.events.get(event).ok_or(INVALID_HANDLE).map(Op::RecordEvent)
         })
     }
 
@@ -303,7 +345,7 @@ exports! {
             let nodes = lock(&graph.nodes);
             after.iter().map(|id| nodes.iter().position(|n| n.id == *id)).collect::<Option<Vec<_>>>().ok_or(INVALID_VALUE)?
         };
-        graph::begin(driver, &stream(handle, per_thread)?, mode, Some(graph), frontier)
+        capture::begin(driver, &stream(handle, per_thread)?, mode, Some(graph), frontier)
     }
 
     fn cuStreamGetCaptureInfo / cuStreamGetCaptureInfo_ptsz [per_thread] (handle: u64, state: Out<u32>, id: Out<u64>) {

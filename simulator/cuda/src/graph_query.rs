@@ -34,8 +34,15 @@ fn with_node<T>(handle: u64, f: impl Fn(&[Node], usize) -> T) -> R<T> {
 fn edges(graph: u64, from: Out<u64>, to: Out<u64>, count: Out<usize>) -> R {
     let graph = graph_of(driver::get()?, graph)?;
     let nodes = lock(&graph.nodes);
-    let all: Vec<(u64, u64)> =
-        nodes.iter().flat_map(|n| n.after.iter().map(|a| (nodes[*a].id, n.id)).collect::<Vec<_>>()).collect();
+    let all: Vec<(u64, u64)> = nodes
+        .iter()
+        .flat_map(|n| {
+            n.after
+                .iter()
+                .map(|a| (nodes[*a].id, n.id))
+                .collect::<Vec<_>>()
+        })
+        .collect();
     drop(nodes);
     count.needed()?;
     if from.is_null() != to.is_null() {

@@ -2,22 +2,31 @@
 
 use crate::abi::{Out, exports};
 use crate::submit::here;
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::driver;
-use spillway_simulator_core::graph;
 use spillway_simulator_core::host::{HostRegion, Kind};
 use spillway_simulator_core::space::fresh_id;
 use spillway_simulator_core::sync::{read, write};
 
 fn region(start: u64, length: u64, kind: Kind, flags: u32) -> R<HostRegion> {
     let (_, context) = here()?;
-    Ok(HostRegion { start, length, kind, flags, context: context.id, gpu: context.gpu, id: fresh_id(), charge: None })
+    Ok(HostRegion {
+        start,
+        length,
+        kind,
+        flags,
+        context: context.id,
+        gpu: context.gpu,
+        id: fresh_id(),
+        charge: None,
+    })
 }
 
 fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
     out.needed()?;
     let (driver, _) = here()?;
-    graph::allow_unsafe(driver)?;
+    capture::allow_unsafe(driver)?;
     // PORTABLE, DEVICEMAP, WRITECOMBINED.
     if bytes == 0 || flags & !7 != 0 {
         return Err(INVALID_VALUE);
@@ -29,7 +38,7 @@ fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
 
 fn register(address: u64, bytes: usize, flags: u32) -> R {
     let (driver, _) = here()?;
-    graph::allow_unsafe(driver)?;
+    capture::allow_unsafe(driver)?;
     // PORTABLE, DEVICEMAP, IOMEMORY (not simulated), READ_ONLY.
     if flags & !0xb != 0 {
         return Err(INVALID_VALUE);
@@ -49,7 +58,7 @@ exports! {
 
     fn cuMemFreeHost(address: u64) {
         let (driver, _) = here()?;
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         if read(&driver.host).0.get(&address).is_none_or(|r| r.kind != Kind::Allocated) {
             return Err(INVALID_VALUE);
         }
@@ -69,7 +78,7 @@ exports! {
 
     fn cuMemHostUnregister(address: u64) {
         let (driver, _) = here()?;
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         write(&driver.host).unregister(address)
     }
 

@@ -12,7 +12,9 @@ fn driver_version() -> R<u32> {
     match driver::get() {
         Ok(driver) => Ok(driver.shared.config().driver),
         // Asked before cuInit: the environment is all there is.
-        Err(_) => config::Config::from_env().map(|c| c.driver).map_err(|_| INVALID_VALUE),
+        Err(_) => config::Config::from_env()
+            .map(|c| c.driver)
+            .map_err(|_| INVALID_VALUE),
     }
 }
 

@@ -66,7 +66,9 @@ fn parameters(function: &Function, params: In<u64>, extra: In<u64>) -> R<Vec<u8>
                 _ => return Err(INVALID_VALUE),
             }
         }
-        let given = size.filter(|size| at != 0 && *size >= buffer.len()).ok_or(INVALID_VALUE)?;
+        let given = size
+            .filter(|size| at != 0 && *size >= buffer.len())
+            .ok_or(INVALID_VALUE)?;
         let given = bytes(at, given.min(buffer.len()));
         buffer.copy_from_slice(&given);
     } else if !buffer.is_empty() {
@@ -90,16 +92,24 @@ pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R
     let [bx, by, bz] = shape.block;
     let [gx, gy, gz] = shape.grid;
     let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
-    let blocks_fit = gx >= 1 && (1..=65_535).contains(&gy) && (1..=65_535).contains(&gz) && gx <= i32::MAX as u32;
+    let blocks_fit = gx >= 1
+        && (1..=65_535).contains(&gy)
+        && (1..=65_535).contains(&gz)
+        && gx <= i32::MAX as u32;
     if !blocks_fit || threads == 0 || threads > 1024 || bx > 1024 || by > 1024 || bz > 64 {
         return Err(INVALID_VALUE);
     }
-    if i64::from(shape.shared_bytes) > i64::from(function.dynamic_shared_max.load(Ordering::Relaxed)) {
+    if i64::from(shape.shared_bytes)
+        > i64::from(function.dynamic_shared_max.load(Ordering::Relaxed))
+    {
         return Err(INVALID_VALUE);
     }
     let params = parameters(&function, params, extra)?;
     if function.builtin.is_none() {
-        eprintln!("spillway simulator: kernel {:?} is not built in and cannot run", function.entry().name);
+        eprintln!(
+            "spillway simulator: kernel {:?} is not built in and cannot run",
+            function.entry().name
+        );
         return Err(NOT_SUPPORTED);
     }
     function.module.need(driver)?;
@@ -114,7 +124,14 @@ pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R
     })
 }
 
-fn launch(handle: u64, shape: &Shape, on: u64, per_thread: bool, params: In<u64>, extra: In<u64>) -> R {
+fn launch(
+    handle: u64,
+    shape: &Shape,
+    on: u64,
+    per_thread: bool,
+    params: In<u64>,
+    extra: In<u64>,
+) -> R {
     let (_, context) = here()?;
     let stream = stream(on, per_thread)?;
     if stream.context.id != context.id {
@@ -149,4 +166,3 @@ exports! {
         launch(function, &shape, on, per_thread, params, In::of(0))
     }
 }
-

@@ -185,26 +185,77 @@ mod tests {
         assert_eq!(size_of::<Copy2d>(), size_of::<sys::CUDA_MEMCPY2D_st>());
         assert_eq!(size_of::<Copy3d>(), size_of::<sys::CUDA_MEMCPY3D_st>());
         assert_eq!(size_of::<Copy3d>(), size_of::<sys::CUDA_MEMCPY3D_PEER_st>());
-        assert_eq!(size_of::<AllocationProperties>(), size_of::<sys::CUmemAllocationProp_st>());
-        assert_eq!(size_of::<AccessDescriptor>(), size_of::<sys::CUmemAccessDesc_st>());
-        assert_eq!(size_of::<PoolProperties>(), size_of::<sys::CUmemPoolProps_st>());
-        assert_eq!(size_of::<LaunchConfig>(), size_of::<sys::CUlaunchConfig_st>());
-        assert_eq!(size_of::<KernelNode>(), size_of::<sys::CUDA_KERNEL_NODE_PARAMS_st>());
-        assert_eq!(size_of::<KernelNode2>(), size_of::<sys::CUDA_KERNEL_NODE_PARAMS_v2_st>());
-        assert_eq!(size_of::<MemsetNode>(), size_of::<sys::CUDA_MEMSET_NODE_PARAMS_st>());
-        assert_eq!(size_of::<HostNode>(), size_of::<sys::CUDA_HOST_NODE_PARAMS_st>());
-        assert_eq!(size_of::<ArrayDescriptor>(), size_of::<sys::CUDA_ARRAY_DESCRIPTOR_st>());
-        assert_eq!(size_of::<Array3dDescriptor>(), size_of::<sys::CUDA_ARRAY3D_DESCRIPTOR_st>());
+        assert_eq!(
+            size_of::<AllocationProperties>(),
+            size_of::<sys::CUmemAllocationProp_st>()
+        );
+        assert_eq!(
+            size_of::<AccessDescriptor>(),
+            size_of::<sys::CUmemAccessDesc_st>()
+        );
+        assert_eq!(
+            size_of::<PoolProperties>(),
+            size_of::<sys::CUmemPoolProps_st>()
+        );
+        assert_eq!(
+            size_of::<LaunchConfig>(),
+            size_of::<sys::CUlaunchConfig_st>()
+        );
+        assert_eq!(
+            size_of::<KernelNode>(),
+            size_of::<sys::CUDA_KERNEL_NODE_PARAMS_st>()
+        );
+        assert_eq!(
+            size_of::<KernelNode2>(),
+            size_of::<sys::CUDA_KERNEL_NODE_PARAMS_v2_st>()
+        );
+        assert_eq!(
+            size_of::<MemsetNode>(),
+            size_of::<sys::CUDA_MEMSET_NODE_PARAMS_st>()
+        );
+        assert_eq!(
+            size_of::<HostNode>(),
+            size_of::<sys::CUDA_HOST_NODE_PARAMS_st>()
+        );
+        assert_eq!(
+            size_of::<ArrayDescriptor>(),
+            size_of::<sys::CUDA_ARRAY_DESCRIPTOR_st>()
+        );
+        assert_eq!(
+            size_of::<Array3dDescriptor>(),
+            size_of::<sys::CUDA_ARRAY3D_DESCRIPTOR_st>()
+        );
     }
 
     #[test]
     fn fields_are_where_the_header_has_them() {
-        assert_eq!(offset_of!(Copy2d, target), offset_of!(sys::CUDA_MEMCPY2D_st, dstXInBytes));
-        assert_eq!(offset_of!(Copy3d, target), offset_of!(sys::CUDA_MEMCPY3D_st, dstXInBytes));
-        assert_eq!(offset_of!(Copy3d, width), offset_of!(sys::CUDA_MEMCPY3D_st, WidthInBytes));
-        assert_eq!(offset_of!(AllocationProperties, flags), offset_of!(sys::CUmemAllocationProp_st, allocFlags));
-        assert_eq!(offset_of!(LaunchConfig, stream), offset_of!(sys::CUlaunchConfig_st, hStream));
-        assert_eq!(offset_of!(KernelNode, params), offset_of!(sys::CUDA_KERNEL_NODE_PARAMS_st, kernelParams));
-        assert_eq!(offset_of!(MemsetNode, width), offset_of!(sys::CUDA_MEMSET_NODE_PARAMS_st, width));
+        assert_eq!(
+            offset_of!(Copy2d, target),
+            offset_of!(sys::CUDA_MEMCPY2D_st, dstXInBytes)
+        );
+        assert_eq!(
+            offset_of!(Copy3d, target),
+            offset_of!(sys::CUDA_MEMCPY3D_st, dstXInBytes)
+        );
+        assert_eq!(
+            offset_of!(Copy3d, width),
+            offset_of!(sys::CUDA_MEMCPY3D_st, WidthInBytes)
+        );
+        assert_eq!(
+            offset_of!(AllocationProperties, flags),
+            offset_of!(sys::CUmemAllocationProp_st, allocFlags)
+        );
+        assert_eq!(
+            offset_of!(LaunchConfig, stream),
+            offset_of!(sys::CUlaunchConfig_st, hStream)
+        );
+        assert_eq!(
+            offset_of!(KernelNode, params),
+            offset_of!(sys::CUDA_KERNEL_NODE_PARAMS_st, kernelParams)
+        );
+        assert_eq!(
+            offset_of!(MemsetNode, width),
+            offset_of!(sys::CUDA_MEMSET_NODE_PARAMS_st, width)
+        );
     }
 }

@@ -25,9 +25,23 @@ fn wait(on: u64, per_thread: bool, at: u64, value: u64, flags: u32, wide: bool) 
     check(at, wide)?;
     // GEQ, EQ, AND, NOR; flushing remote writes is not simulated.
     if flags & !3 != 0 {
-        return Err(if flags & !(3 | 1 << 30) == 0 { NOT_SUPPORTED } else { INVALID_VALUE });
+        return Err(if flags & !(3 | 1 << 30) == 0 {
+            NOT_SUPPORTED
+        } else {
+            INVALID_VALUE
+        });
     }
-    submit(&stream, BATCH_MEM_OP, Op::WaitValue { at, value, wide, flags }).map(|_| ())
+    submit(
+        &stream,
+        BATCH_MEM_OP,
+        Op::WaitValue {
+            at,
+            value,
+            wide,
+            flags,
+        },
+    )
+    .map(|_| ())
 }
 
 fn write(on: u64, per_thread: bool, at: u64, value: u64, flags: u32, wide: bool) -> R {
@@ -59,8 +73,22 @@ fn batch(on: u64, per_thread: bool, count: u32, operations: In<Operation>, flags
     let operations = operations.list(count as usize)?;
     for o in &operations {
         match o.operation {
-            1 => wait(on, per_thread, o.address, o.value & 0xffff_ffff, o.flags, false)?,
-            2 => write(on, per_thread, o.address, o.value & 0xffff_ffff, o.flags, false)?,
+            1 => wait(
+                on,
+                per_thread,
+                o.address,
+                o.value & 0xffff_ffff,
+                o.flags,
+                false,
+            )?,
+            2 => write(
+                on,
+                per_thread,
+                o.address,
+                o.value & 0xffff_ffff,
+                o.flags,
+                false,
+            )?,
             4 => wait(on, per_thread, o.address, o.value, o.flags, true)?,
             5 => write(on, per_thread, o.address, o.value, o.flags, true)?,
             // Flushes and barriers: order is total here.
@@ -120,6 +148,9 @@ mod tests {
 
     #[test]
     fn a_batch_entry_is_as_large_as_in_the_header() {
-        assert_eq!(size_of::<Operation>(), size_of::<sys::CUstreamBatchMemOpParams_union>());
+        assert_eq!(
+            size_of::<Operation>(),
+            size_of::<sys::CUstreamBatchMemOpParams_union>()
+        );
     }
 }

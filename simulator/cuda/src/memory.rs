@@ -2,6 +2,7 @@
 
 use crate::abi::{Out, exports};
 use crate::submit::here;
+use spillway_simulator_core::capture;
 use spillway_simulator_core::classic::{self, Request};
 use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R};
 use spillway_simulator_core::config::FRAME;
@@ -17,8 +18,13 @@ use spillway_simulator_core::sync::{read, write};
 /// `INVALID_VALUE`, `OUT_OF_MEMORY`, and a capture's refusal.
 pub fn allocate(bytes: u64) -> R<u64> {
     let (driver, context) = here()?;
-    graph::allow_unsafe(driver)?;
-    let request = Request { gpu: context.gpu, context: context.id, pool: 0, blocks: &context.blocks };
+    capture::allow_unsafe(driver)?;
+    let request = Request {
+        gpu: context.gpu,
+        context: context.id,
+        pool: 0,
+        blocks: &context.blocks,
+    };
     let first = classic::allocate(driver, &request, bytes);
     if first == Err(spillway_simulator_core::code::OUT_OF_MEMORY) {
         driver.trim_pools(context.gpu, true);
@@ -58,7 +64,7 @@ exports! {
         if address == 0 {
             return Ok(());
         }
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
         if managed {
             for context in driver.contexts.all() {
@@ -72,7 +78,7 @@ exports! {
     fn cuMemAllocManaged(out: Out<u64>, bytes: usize, flags: u32) {
         out.needed()?;
         let (driver, context) = here()?;
-        graph::allow_unsafe(driver)?;
+        capture::allow_unsafe(driver)?;
         if bytes == 0 || !matches!(flags, 1 | 2) {
             return Err(INVALID_VALUE);
         }

@@ -3,7 +3,9 @@
 use crate::abi::{In, Out, exports, image, text};
 use crate::launch;
 use crate::submit::here;
-use spillway_simulator_core::code::{FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R};
+use spillway_simulator_core::code::{
+    FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R,
+};
 use spillway_simulator_core::driver;
 use spillway_simulator_core::module::{Function, Library, Module, lazy};
 use spillway_simulator_core::ptx;

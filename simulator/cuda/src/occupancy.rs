@@ -84,9 +84,16 @@ fn potential(
     limit: i32,
 ) -> R {
     launch::function(function)?;
-    let largest = if limit == 0 { 1024 } else { limit.clamp(1, 1024) };
+    let largest = if limit == 0 {
+        1024
+    } else {
+        limit.clamp(1, 1024)
+    };
     let (mut best, mut best_threads) = ((0, 0), 0);
-    for size in (1..=largest.div_euclid(32).max(1)).rev().map(|warps| (warps * 32).min(largest)) {
+    for size in (1..=largest.div_euclid(32).max(1))
+        .rev()
+        .map(|warps| (warps * 32).min(largest))
+    {
         let shared = shared_of.map_or(shared, |f| f(size));
         let active = blocks(size, shared)?;
         if active * size > best_threads {

@@ -98,7 +98,9 @@ fn attribute(known: Option<&Known>, attribute: u32, address: u64) -> R<Option<Ve
         4 if k.host || k.managed => wide(address),
         // Tokens for peer-to-peer by third parties; host pointers of device memory.
         4 | 5 => return Ok(None),
-        6 => narrow(u32::from(driver::get().is_ok_and(|d| lock(&d.sync_memops).contains(&k.id)))),
+        6 => narrow(u32::from(
+            driver::get().is_ok_and(|d| lock(&d.sync_memops).contains(&k.id)),
+        )),
         7 => wide(k.id),
         8 => narrow(u32::from(k.managed)),
         9 => narrow(k.gpu),

@@ -4,17 +4,24 @@ use crate::abi::{In, Out, exports};
 use crate::device::device;
 use crate::layout::{AccessDescriptor, LOCATION_DEVICE, Location, PoolProperties};
 use crate::submit::{here, stream};
-use spillway_simulator_core::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R};
+use spillway_simulator_core::capture;
+use spillway_simulator_core::code::{
+    INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R, STREAM_CAPTURE_INVALIDATED,
+};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::exec::Op;
-use spillway_simulator_core::graph::{self, MEM_ALLOC, MEM_FREE};
+use spillway_simulator_core::graph::{MEM_ALLOC, MEM_FREE};
 use spillway_simulator_core::pool::{self, Pool};
 use spillway_simulator_core::sync::lock;
 use std::ffi::c_void;
 use std::sync::Arc;
 
 fn pool_of(driver: &Driver, handle: u64) -> R<Arc<Pool>> {
-    driver.pools.get(handle).filter(|p| !p.destroyed()).ok_or(INVALID_VALUE)
+    driver
+        .pools
+        .get(handle)
+        .filter(|p| !p.destroyed())
+        .ok_or(INVALID_VALUE)
 }
 
 fn current_pool(driver: &Driver, gpu: u32) -> R<Arc<Pool>> {
@@ -32,11 +39,9 @@ fn allocate(out: Out<u64>, bytes: usize, from: Option<u64>, on: u64, per_thread:
         Some(handle) => pool_of(driver, handle)?,
         None => current_pool(driver, context.gpu)?,
     };
-    let capture = graph::current(&stream);
-    if let Some(capture) = &capture {
-        if capture.invalid() {
-            return Err(spillway_simulator_core::code::STREAM_CAPTURE_INVALIDATED);
-        }
+    let capture = capture::current(&stream);
+    if capture.as_ref().is_some_and(|capture| capture.invalid()) {
+        return Err(STREAM_CAPTURE_INVALIDATED);
     }
     let address = pool.allocate(driver, &stream, bytes as u64)?;
     if let Some(capture) = capture {
@@ -60,7 +65,7 @@ exports! {
         let stream = stream(on, per_thread)?;
         stream.context.check()?;
         crate::submit::refuse_implicit(&stream)?;
-        if let Some(capture) = graph::current(&stream) {
+        if let Some(capture) = capture::current(&stream) {
             // Memory of a graph stays with the graph.
             return capture.record(&stream, MEM_FREE, Op::Empty).map(|_| ());
         }

@@ -3,8 +3,10 @@
 use crate::abi::{Out, exports};
 use crate::graph::{self as graphs};
 use crate::submit::{here, stream, submit};
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{
-    CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_UNSUPPORTED,
+    CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R, STREAM_CAPTURE_INVALIDATED,
+    STREAM_CAPTURE_UNSUPPORTED,
 };
 use spillway_simulator_core::driver;
 use spillway_simulator_core::event::State;
@@ -23,8 +25,19 @@ fn create(out: Out<u64>, flags: u32, priority: i32) -> R {
     if flags & !NON_BLOCKING != 0 {
         return Err(INVALID_VALUE);
     }
-    let kind = if flags & NON_BLOCKING != 0 { Kind::NonBlocking } else { Kind::Blocking };
-    let made = Stream::new(fresh_id(), kind, false, flags, priority.clamp(-5, 0), Arc::clone(&context));
+    let kind = if flags & NON_BLOCKING != 0 {
+        Kind::NonBlocking
+    } else {
+        Kind::Blocking
+    };
+    let made = Stream::new(
+        fresh_id(),
+        kind,
+        false,
+        flags,
+        priority.clamp(-5, 0),
+        Arc::clone(&context),
+    );
     context.add_stream(&made);
     driver.streams.insert(made.id, Arc::clone(&made));
     out.set(made.id)
@@ -36,7 +49,7 @@ fn destroy(handle: u64) -> R {
         return Err(INVALID_HANDLE);
     }
     let gone = driver.streams.remove(handle).ok_or(INVALID_HANDLE)?;
-    graph::abandon(&gone);
+    capture::abandon(&gone);
     gone.context.close_stream(handle);
     Ok(())
 }
@@ -44,7 +57,7 @@ fn destroy(handle: u64) -> R {
 /// Refuses a wait for a stream that captures; the capture is spoilt.
 fn refuse_capturing(stream: &Stream) -> R {
     crate::submit::refuse_implicit(stream)?;
-    match graph::current(stream) {
+    match capture::current(stream) {
         None => Ok(()),
         Some(capture) if capture.invalid() => Err(STREAM_CAPTURE_INVALIDATED),
         Some(capture) => {
@@ -131,14 +144,14 @@ exports! {
         let driver = driver::get()?;
         let stream = stream(handle, per_thread)?;
         let event = driver.events.get(event).ok_or(INVALID_HANDLE)?;
-        if flags == 1 && graph::current(&stream).is_some() {
+        if flags == 1 && capture::current(&stream).is_some() {
             return match event.state() {
                 State::Recorded(marker) => submit(&stream, graph::WAIT_EVENT, Op::Wait(marker)).map(|_| ()),
                 State::Never => Ok(()),
                 State::Captured(..) => Err(CAPTURED_EVENT),
             };
         }
-        if graph::wait_event(driver, &stream, &event)? {
+        if capture::wait_event(driver, &stream, &event)? {
             return Ok(());
         }
         match event.state() {
@@ -160,7 +173,7 @@ exports! {
     ) {
         let function = function.filter(|_| flags == 0).ok_or(INVALID_VALUE)?;
         let stream = stream(handle, per_thread)?;
-        if let Some(capture) = graph::current(&stream) {
+        if let Some(capture) = capture::current(&stream) {
             capture.invalidate();
             return Err(STREAM_CAPTURE_UNSUPPORTED);
         }
@@ -185,17 +198,17 @@ exports! {
     }
 
     fn cuStreamBeginCapture / cuStreamBeginCapture_ptsz [per_thread] (handle: u64) {
-        graph::begin(driver::get()?, &stream(handle, per_thread)?, graph::GLOBAL, None, Vec::new())
+        capture::begin(driver::get()?, &stream(handle, per_thread)?, capture::GLOBAL, None, Vec::new())
     }
 
     fn cuStreamBeginCapture_v2 / cuStreamBeginCapture_v2_ptsz [per_thread] (handle: u64, mode: u32) {
-        graph::begin(driver::get()?, &stream(handle, per_thread)?, mode, None, Vec::new())
+        capture::begin(driver::get()?, &stream(handle, per_thread)?, mode, None, Vec::new())
     }
 
     fn cuStreamEndCapture / cuStreamEndCapture_ptsz [per_thread] (handle: u64, out: Out<u64>) {
         out.needed()?;
         out.set(0)?;
-        out.set(graph::end(driver::get()?, &stream(handle, per_thread)?)?.id)
+        out.set(capture::end(driver::get()?, &stream(handle, per_thread)?)?.id)
     }
 
     fn cuThreadExchangeStreamCaptureMode(mode: Out<u32>) {

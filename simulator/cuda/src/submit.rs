@@ -1,10 +1,10 @@
 //! From a stream handle to queued or captured work.
 
+use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_HANDLE, R, STREAM_CAPTURE_IMPLICIT};
 use spillway_simulator_core::context::{self, Context};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::exec::Op;
-use spillway_simulator_core::graph;
 use spillway_simulator_core::stream::{Kind, Stream};
 use std::sync::Arc;
 
@@ -40,11 +40,15 @@ pub fn stream(handle: u64, per_thread: bool) -> R<Arc<Stream>> {
 /// # Errors
 /// `STREAM_CAPTURE_IMPLICIT`; the capture is spoilt.
 pub fn refuse_implicit(stream: &Stream) -> R {
-    if stream.kind == Kind::Legacy && graph::any() {
-        let blocking: Vec<_> =
-            stream.context.capturing().into_iter().filter(|s| s.kind == Kind::Blocking).collect();
+    if stream.kind == Kind::Legacy && capture::any() {
+        let blocking: Vec<_> = stream
+            .context
+            .capturing()
+            .into_iter()
+            .filter(|s| s.kind == Kind::Blocking)
+            .collect();
         for capturing in &blocking {
-            if let Some(capture) = graph::current(capturing) {
+            if let Some(capture) = capture::current(capturing) {
                 capture.invalidate();
             }
         }
@@ -62,7 +66,7 @@ pub fn refuse_implicit(stream: &Stream) -> R {
 pub fn submit(stream: &Arc<Stream>, kind: u32, op: Op) -> R<Option<u64>> {
     stream.context.check()?;
     refuse_implicit(stream)?;
-    if let Some(capture) = graph::current(stream) {
+    if let Some(capture) = capture::current(stream) {
         capture.record(stream, kind, op)?;
         return Ok(None);
     }

@@ -15,7 +15,8 @@ pub struct Row {
 include!(concat!(env!("OUT_DIR"), "/table.rs"));
 
 /// Names that headers map to another function from some version on.
-const RENAMED: &[(&str, u32, &str)] = &[("cuGraphInstantiate", 12_000, "cuGraphInstantiateWithFlags")];
+const RENAMED: &[(&str, u32, &str)] =
+    &[("cuGraphInstantiate", 12_000, "cuGraphInstantiateWithFlags")];
 
 /// The outcome of a search.
 pub enum Found {
@@ -27,8 +28,14 @@ pub enum Found {
 
 /// The newest variant of `base` introduced by `version` that a driver of version `driver` has.
 pub fn search(base: &str, version: u32, per_thread: bool, driver: u32) -> Found {
-    let base = RENAMED.iter().find(|r| r.0 == base && r.1 <= version).map_or(base, |r| r.2);
-    let known = || ROWS.iter().filter(|r| r.base == base && r.version <= driver);
+    let base = RENAMED
+        .iter()
+        .find(|r| r.0 == base && r.1 <= version)
+        .map_or(base, |r| r.2);
+    let known = || {
+        ROWS.iter()
+            .filter(|r| r.base == base && r.version <= driver)
+    };
     let best = known()
         .filter(|r| r.version <= version && (per_thread || !r.per_thread))
         .max_by_key(|r| (r.version, r.per_thread));
@@ -58,8 +65,14 @@ mod tests {
         assert_eq!(symbol("cuMemAlloc", 12_080, true), "cuMemAlloc_v2");
         assert_eq!(symbol("cuMemAlloc", 1000, false), "too new");
         assert_eq!(symbol("cuNothing", 12_000, false), "nothing");
-        assert_eq!(symbol("cuGetProcAddress", 11_030, false), "cuGetProcAddress");
-        assert_eq!(symbol("cuGetProcAddress", 12_000, false), "cuGetProcAddress_v2");
+        assert_eq!(
+            symbol("cuGetProcAddress", 11_030, false),
+            "cuGetProcAddress"
+        );
+        assert_eq!(
+            symbol("cuGetProcAddress", 12_000, false),
+            "cuGetProcAddress_v2"
+        );
     }
 
     #[test]
@@ -67,19 +80,34 @@ mod tests {
         assert_eq!(symbol("cuMemcpy", 12_000, false), "cuMemcpy");
         assert_eq!(symbol("cuMemcpy", 4000, true), "cuMemcpy");
         assert_eq!(symbol("cuMemcpy", 7000, true), "cuMemcpy_ptds");
-        assert_eq!(symbol("cuStreamSynchronize", 12_000, true), "cuStreamSynchronize_ptsz");
-        assert_eq!(symbol("cuMemAllocAsync", 11_020, true), "cuMemAllocAsync_ptsz");
+        assert_eq!(
+            symbol("cuStreamSynchronize", 12_000, true),
+            "cuStreamSynchronize_ptsz"
+        );
+        assert_eq!(
+            symbol("cuMemAllocAsync", 11_020, true),
+            "cuMemAllocAsync_ptsz"
+        );
     }
 
     #[test]
     fn what_came_after_the_driver_is_unknown() {
         assert_eq!(symbol("cuMemGetMemPool", 13_000, false), "nothing");
-        assert_eq!(symbol("cuCtxSynchronize", 13_000, false), "cuCtxSynchronize");
+        assert_eq!(
+            symbol("cuCtxSynchronize", 13_000, false),
+            "cuCtxSynchronize"
+        );
     }
 
     #[test]
     fn renamed_functions() {
-        assert_eq!(symbol("cuGraphInstantiate", 11_000, false), "cuGraphInstantiate_v2");
-        assert_eq!(symbol("cuGraphInstantiate", 12_000, false), "cuGraphInstantiateWithFlags");
+        assert_eq!(
+            symbol("cuGraphInstantiate", 11_000, false),
+            "cuGraphInstantiate_v2"
+        );
+        assert_eq!(
+            symbol("cuGraphInstantiate", 12_000, false),
+            "cuGraphInstantiateWithFlags"
+        );
     }
 }

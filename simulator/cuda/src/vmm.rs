@@ -31,7 +31,11 @@ fn cost(driver: &Driver, of: (u64, u64), bytes: u64) {
 }
 
 fn whole(bytes: u64) -> R<u64> {
-    if bytes != 0 && bytes.is_multiple_of(FRAME) { Ok(bytes) } else { Err(INVALID_VALUE) }
+    if bytes != 0 && bytes.is_multiple_of(FRAME) {
+        Ok(bytes)
+    } else {
+        Err(INVALID_VALUE)
+    }
 }
 
 fn gpu_of(driver: &Driver, location: Location) -> R<u32> {

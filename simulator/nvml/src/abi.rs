@@ -85,7 +85,9 @@ pub fn text(at: *const c_char) -> R<String> {
     }
     // SAFETY: by the C API the string ends in NUL.
     let text = unsafe { CStr::from_ptr(at) };
-    text.to_str().map(str::to_owned).map_err(|_| INVALID_ARGUMENT)
+    text.to_str()
+        .map(str::to_owned)
+        .map_err(|_| INVALID_ARGUMENT)
 }
 
 /// Gives the caller a string.

@@ -53,13 +53,21 @@ fn pci(of: u64, to: Out<PciInfo>) -> R {
 }
 
 fn by_index(index: u32, to: Out<u64>) -> R {
-    if index < state::shared()?.config().gpus { to.set(handle(index)) } else { Err(INVALID_ARGUMENT) }
+    if index < state::shared()?.config().gpus {
+        to.set(handle(index))
+    } else {
+        Err(INVALID_ARGUMENT)
+    }
 }
 
 fn by_bus(name: *const c_char, to: Out<u64>) -> R {
     let shared = state::shared()?;
     let name = text(name)?;
-    to.set(handle((0..shared.config().gpus).find(|gpu| identity::is_bus_id(*gpu, &name)).ok_or(NOT_FOUND)?))
+    to.set(handle(
+        (0..shared.config().gpus)
+            .find(|gpu| identity::is_bus_id(*gpu, &name))
+            .ok_or(NOT_FOUND)?,
+    ))
 }
 
 fn count(to: Out<u32>) -> R {

@@ -73,21 +73,33 @@ fn list<T>(count: Out<u32>, to: Out<T>, items: Vec<T>) -> R {
     if items.len() > room as usize {
         return Err(INSUFFICIENT_SIZE);
     }
-    items.into_iter().enumerate().try_for_each(|(index, item)| to.set_at(index, item))
+    items
+        .into_iter()
+        .enumerate()
+        .try_for_each(|(index, item)| to.set_at(index, item))
 }
 
 /// Processes with a context on the GPU. One that this pid namespace cannot see has no number to
 /// be listed under.
 fn processes(of: u64) -> R<Vec<Process>> {
     let (shared, gpu) = gpu(of)?;
-    Ok(shared.processes(gpu).into_iter().filter(|p| p.contexts > 0 && p.pid != 0).collect())
+    Ok(shared
+        .processes(gpu)
+        .into_iter()
+        .filter(|p| p.contexts > 0 && p.pid != 0)
+        .collect())
 }
 
 fn compute_2(of: u64, count: Out<u32>, to: Out<Process2>) -> R {
     let none = u32::MAX;
     let items = processes(of)?
         .into_iter()
-        .map(|p| Process2 { pid: p.pid, bytes: p.bytes, gpu_instance: none, compute_instance: none })
+        .map(|p| Process2 {
+            pid: p.pid,
+            bytes: p.bytes,
+            gpu_instance: none,
+            compute_instance: none,
+        })
         .collect();
     list(count, to, items)
 }

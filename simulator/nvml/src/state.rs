@@ -73,11 +73,15 @@ pub fn utilisation(gpu: u32, pid: u32, busy_ns: u64) -> u32 {
     const WINDOW_NS: u64 = 166_000_000;
     let now = now_ns();
     let mut samples = lock(&SAMPLES);
-    let pair = samples.get_or_insert_default().entry((gpu, pid)).or_insert([(now, busy_ns); 2]);
+    let pair = samples
+        .get_or_insert_default()
+        .entry((gpu, pid))
+        .or_insert([(now, busy_ns); 2]);
     if now - pair[1].0 > WINDOW_NS {
         *pair = [pair[1], (now, busy_ns)];
     }
     let (since, before) = pair[0];
     let elapsed = now.saturating_sub(since);
-    if elapsed == 0 { 0 } else { (busy_ns.saturating_sub(before) * 100 / elapsed).min(100) as u32 }
+    let share = (busy_ns.saturating_sub(before) * 100).checked_div(elapsed);
+    share.unwrap_or(0).min(100) as u32
 }

@@ -23,7 +23,12 @@ const ERRORS: &[(u32, &str)] = &[
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlErrorString(code: u32) -> *const c_char {
-    ERRORS.iter().find(|e| e.0 == code).map_or("Unknown Error\0", |e| e.1).as_ptr().cast()
+    ERRORS
+        .iter()
+        .find(|e| e.0 == code)
+        .map_or("Unknown Error\0", |e| e.1)
+        .as_ptr()
+        .cast()
 }
 
 exports! {
