@@ -1,0 +1,163 @@
+//! Every byte and every pointer survives swapping, while launches, allocations and frees go on.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use spillway_tests::{Client, Daemon, GIB, MIB, Place, until};
+
+/// A verification of 1 GiB, on a machine that others use, too.
+const VERIFY: Duration = Duration::from_secs(60);
+
+fn verify(client: &mut Client, number: u64) {
+    assert_eq!(client.ask_within("verify", VERIFY), format!("ok {number}"));
+}
+
+fn summary(mut client: Client) -> Value {
+    client.send("quit");
+    let line = client.line_within(VERIFY);
+    assert_eq!(client.wait(VERIFY), Some(0), "{line}\n{}", client.stderr());
+    assert_eq!(client.stderr(), "");
+    serde_json::from_str(&line).expect("the summary is JSON")
+}
+
+fn swaps(daemon: &Daemon<'_>, name: &str) -> (u64, u64) {
+    let workload = daemon.workload(name);
+    let figure = |what: &str| workload[what].as_u64().expect("a figure");
+    (figure("swaps_out"), figure("swaps_in"))
+}
+
+/// Runs `rounds` forced swaps, with a verification after every `each`: half of them asked for while
+/// the memory is on the host, so that the program's own calls bring it back.
+fn swap_and_verify(daemon: &Daemon<'_>, client: &mut Client, rounds: u64, each: u64) -> u64 {
+    let mut verified = 0;
+    for round in 1..=rounds {
+        daemon.evict_when_idle("stress");
+        if round % each != 0 {
+            daemon.restore("stress");
+            continue;
+        }
+        verified += 1;
+        if verified % 2 == 0 {
+            daemon.restore("stress");
+        }
+        verify(client, verified);
+    }
+    verified
+}
+
+#[test]
+fn two_hundred_swaps_of_five_hundred_allocations_lose_nothing() {
+    let place = Place::new("bytes")
+        .memory("2GiB")
+        .time(Duration::from_secs(240))
+        .build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut client = place
+        .client("alloc-stress")
+        .args("--count 500 --bytes 1GiB --largest 512MiB --threads 4")
+        .workload("stress")
+        .start();
+    assert_eq!(client.line_within(VERIFY), "ready");
+    verify(&mut client, 1);
+    let mut verified = 1;
+    for round in 1..=200_u64 {
+        let out = daemon.evict_when_idle("stress");
+        assert!(out.bytes >= GIB, "round {round}: all of it moves: {out:?}");
+        if round % 20 == 0 {
+            // On the host, or on its way back because the launching threads want it.
+            verified += 1;
+            verify(&mut client, verified);
+        }
+        daemon.restore("stress");
+        if round % 20 == 10 {
+            verified += 1;
+            verify(&mut client, verified);
+        }
+    }
+    let (out, back) = swaps(&daemon, "stress");
+    assert!(out >= 200 && back >= 200, "{out} swaps out, {back} in");
+    let summary = summary(client);
+    assert_eq!(summary["ok"], true, "{summary}");
+    assert_eq!(summary["allocations"], 500);
+    assert!(summary["bytes"].as_u64() >= Some(GIB - MIB), "{summary}");
+    assert!(
+        summary["launches"].as_u64() >= Some(1000),
+        "launches went on: {summary}"
+    );
+    assert_eq!(summary["verified"], verified);
+}
+
+#[test]
+fn allocating_and_freeing_meanwhile_loses_nothing() {
+    let place = Place::new("bytes-churn")
+        .memory("512MiB")
+        .time(Duration::from_secs(120))
+        .build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut client = place
+        .client("alloc-stress")
+        .args("--count 100 --bytes 96MiB --largest 32MiB --threads 2 --churn")
+        .workload("stress")
+        .limit("300MiB")
+        .start();
+    assert_eq!(client.line_within(VERIFY), "ready");
+    let verified = swap_and_verify(&daemon, &mut client, 100, 10);
+    let (out, back) = swaps(&daemon, "stress");
+    assert!(out >= 100 && back >= 100, "{out} swaps out, {back} in");
+    let summary = summary(client);
+    assert_eq!(
+        (&summary["ok"], &summary["verified"]),
+        (&true.into(), &verified.into()),
+        "{summary}"
+    );
+    assert!(summary["churned"].as_u64() >= Some(100), "{summary}");
+    assert_eq!(
+        summary["refused"], 0,
+        "nothing of this passes the limit: {summary}"
+    );
+    daemon.await_gone("stress");
+    until("its host memory is given back", || {
+        let status = daemon.status();
+        let pool = &status["pool"];
+        (pool["reserved_bytes"] == 0 && pool["populated_bytes"] == 0).then_some(())
+    });
+}
+
+#[test]
+fn two_programs_that_do_not_fit_together_take_turns() {
+    let place = Place::new("bytes-turns")
+        .memory("512MiB")
+        .time(Duration::from_secs(120))
+        .build();
+    let daemon = place.daemon(&["--reserve", "0", "--turn", "200ms"]);
+    let start = |name: &str, seed: u64| {
+        place
+            .client("alloc-stress")
+            .args("--count 60 --bytes 280MiB --largest 128MiB --threads 1 --churn")
+            .args(&format!("--seed {seed}"))
+            .workload(name)
+            .request("200MiB")
+            .limit("400MiB")
+            .start()
+    };
+    let mut one = start("one", 1);
+    assert_eq!(one.line_within(VERIFY), "ready");
+    let mut other = start("other", 2);
+    assert_eq!(other.line_within(VERIFY), "ready");
+    for round in 1..=6 {
+        verify(&mut one, round);
+        verify(&mut other, round);
+    }
+    for name in ["one", "other"] {
+        let (out, back) = swaps(&daemon, name);
+        assert!(
+            out >= 1 && back >= 1,
+            "{name}: {out} swaps out, {back} in; {}",
+            daemon.status()
+        );
+    }
+    for client in [one, other] {
+        let summary = summary(client);
+        assert_eq!(summary["ok"], true, "{summary}");
+    }
+}
