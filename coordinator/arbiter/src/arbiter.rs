@@ -124,6 +124,7 @@ impl Arbiter {
             growth,
             number,
             since: now,
+            settling: None,
             displaced: false,
         });
         self.plan(now, pages);

@@ -26,6 +26,8 @@ pub(crate) struct Pending {
     /// Tells it from all others.
     pub number: u64,
     pub since: Nanos,
+    /// Since when a refusal by the limit is put off.
+    pub settling: Option<Nanos>,
     /// Someone had to make room for it.
     pub displaced: bool,
 }
@@ -98,12 +100,12 @@ impl Arbiter {
             self.gather_siblings(now, pages, id, growth.process, device, over);
         }
         if !fits(self, to) {
+            if !growth.no_wait && self.is_unsettled(now, id, device, pending.settling) {
+                return Verdict::Settle(now + SETTLE);
+            }
             to = alone;
         }
         if !fits(self, to) {
-            if !growth.no_wait && self.is_unsettled(now, id, device, pending.since) {
-                return Verdict::Settle(now + SETTLE);
-            }
             return self.limit_answer(id, growth, None);
         }
         if to <= grant {
@@ -113,17 +115,33 @@ impl Arbiter {
         if borrows && let Some(text) = self.never_fits(id, growth) {
             return Verdict::Answer(Outcome::Never(text));
         }
-        self.where_from(now, id, growth, to, borrows)
+        self.where_from(id, growth, to, borrows)
     }
 
-    fn where_from(
-        &self,
-        _now: Nanos,
-        id: WorkloadId,
-        growth: &Growth,
-        to: u64,
-        borrows: bool,
-    ) -> Verdict {
+    /// Overhead may grow without asking. Grants that nobody uses make way for it, so that a workload
+    /// does not pass its limit by what it was granted before.
+    pub(crate) fn keep_limits(&mut self, now: Nanos, pages: &mut dyn Pages) {
+        let shares: Vec<(WorkloadId, DeviceId, u64)> = self
+            .workloads
+            .iter()
+            .flat_map(|(id, workload)| {
+                let quotas = workload.spec.quotas.iter();
+                quotas.map(|(device, quota)| (*id, *device, quota.limit))
+            })
+            .collect();
+        for (id, device, limit) in shares {
+            let mut over = self.granted(id, device).saturating_sub(limit);
+            if over == 0 {
+                continue;
+            }
+            let processes: Vec<ProcessId> = self.workloads[&id].processes.iter().copied().collect();
+            for process in processes {
+                over -= self.take_back(now, pages, process, device, over);
+            }
+        }
+    }
+
+    fn where_from(&self, id: WorkloadId, growth: &Growth, to: u64, borrows: bool) -> Verdict {
         let process = &self.processes[&growth.process];
         let workload = &self.workloads[&id];
         let grant = process.accounts[&growth.device].grant;
@@ -186,7 +204,13 @@ impl Arbiter {
         }
     }
 
-    fn is_unsettled(&self, now: Nanos, id: WorkloadId, device: DeviceId, since: Nanos) -> bool {
+    fn is_unsettled(
+        &self,
+        now: Nanos,
+        id: WorkloadId,
+        device: DeviceId,
+        since: Option<Nanos>,
+    ) -> bool {
         let workload = &self.workloads[&id];
         let lowered = workload
             .lowered_at
@@ -197,7 +221,7 @@ impl Arbiter {
                 .get(&device)
                 .is_some_and(|account| account.floor(now) > account.used)
         });
-        (lowered || promised) && now.saturating_sub(since) < SETTLE_AT_MOST
+        (lowered || promised) && now.saturating_sub(since.unwrap_or(now)) < SETTLE_AT_MOST
     }
 
     fn limit_answer(&self, id: WorkloadId, growth: &Growth, why: Option<&str>) -> Verdict {
@@ -294,6 +318,10 @@ impl Arbiter {
 
     /// Leaves a grant alone for a moment, so that who asked can take it.
     pub(crate) fn promise(&mut self, now: Nanos, growth: &Growth, to: u64) {
+        // Who waited long for it must not look idle at the very moment it gets it.
+        if let Some(process) = self.processes.get_mut(&growth.process) {
+            process.last_growth = now;
+        }
         let account = self
             .processes
             .get_mut(&growth.process)

@@ -314,18 +314,20 @@ impl Arbiter {
     }
 
     /// Takes unused grants back on a device until `wanted` bytes came together or none are left.
-    /// Those with the most go first, so that few are disturbed.
+    /// Those with the most go first, so that few are disturbed. The process for whose growth it is
+    /// done is left out: what it has unused is a part of that growth already.
     pub(crate) fn gather(
         &mut self,
         now: Nanos,
         pages: &mut dyn Pages,
         device: DeviceId,
         wanted: u64,
+        except: Option<ProcessId>,
     ) -> u64 {
         let mut spare: Vec<(u64, ProcessId)> = self
             .processes
             .iter()
-            .filter(|(_, process)| process.live)
+            .filter(|(id, process)| process.live && Some(**id) != except)
             // What the evicted have unused is not on the device.
             .filter(|(_, process)| process.at != At::Evicted)
             .filter_map(|(id, process)| {

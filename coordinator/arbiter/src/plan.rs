@@ -12,7 +12,7 @@ use crate::arbiter::Arbiter;
 use crate::growth::{Pending, Verdict};
 use crate::ledger::{At, Phase, signed};
 use crate::order::{Candidate, WaiterRank};
-use crate::types::{DeviceId, Nanos, Outcome, Pages, WorkloadId};
+use crate::types::{DeviceId, Nanos, Outcome, Pages, ProcessId, WorkloadId};
 
 /// One that waits.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +72,7 @@ impl Arbiter {
         self.observe(now, pages);
         self.wake_at = Nanos::MAX;
         self.waiting.clear();
+        self.keep_limits(now, pages);
         self.check_deadlines(now);
         self.begin_ordered_evictions(now);
         self.settle_newcomers(now);
@@ -181,7 +182,7 @@ impl Arbiter {
         self.trim(now, pages, id);
         let needs = self.restore_needs(id);
         let borrows = self.is_borrower(id);
-        match self.make_space(now, pages, pass, id, borrows, &needs) {
+        match self.make_space(now, pages, pass, (id, None), borrows, &needs) {
             Space::Free => self.begin_restore(now, id),
             Space::Coming(why) | Space::None(why) => {
                 self.waiting.insert(id, why);
@@ -198,18 +199,22 @@ impl Arbiter {
         let id = self.processes[&growth.process].workload;
         let overdue = now.saturating_sub(pending.since) >= self.config.growth_wait;
         let verdict = self.examine(now, pages, &pending);
+        if !matches!(verdict, Verdict::Settle(_)) {
+            self.growths[index].settling = None;
+        }
         let (why, borrows) = match verdict {
             Verdict::Answer(outcome) => {
                 self.growths.remove(index);
                 if outcome == Outcome::Granted {
                     let account = &self.processes[&growth.process].accounts[&growth.device];
-                    let to = account.used.saturating_add(growth.bytes);
+                    let to = account.floor(now).saturating_add(growth.bytes);
                     self.promise(now, &growth, to.min(account.grant));
                 }
                 self.answer(&growth, outcome);
                 return;
             }
             Verdict::Settle(at) => {
+                self.growths[index].settling.get_or_insert(now);
                 self.wake_at = self.wake_at.min(at);
                 return;
             }
@@ -236,7 +241,8 @@ impl Arbiter {
                     return;
                 }
                 let needs = [(growth.device, need)];
-                match self.make_space(now, pages, pass, id, borrows, &needs) {
+                let waiter = (id, Some(growth.process));
+                match self.make_space(now, pages, pass, waiter, borrows, &needs) {
                     Space::Free => {
                         self.growths.remove(index);
                         let plenty = pass.reserved.values().all(|bytes| *bytes == 0);
@@ -280,7 +286,7 @@ impl Arbiter {
         now: Nanos,
         pages: &mut dyn Pages,
         pass: &mut Pass,
-        id: WorkloadId,
+        (id, asking): (WorkloadId, Option<ProcessId>),
         borrows: bool,
         needs: &[(DeviceId, u64)],
     ) -> Space {
@@ -289,7 +295,7 @@ impl Arbiter {
             let mut lacking = signed(*need) - pass.now(*device, self.free(*device));
             if lacking > 0 {
                 let wanted = u64::try_from(lacking).unwrap_or(0);
-                self.gather(now, pages, *device, wanted);
+                self.gather(now, pages, *device, wanted, asking);
                 lacking = signed(*need) - pass.now(*device, self.free(*device));
             }
             short_now |= lacking > 0;
