@@ -24,7 +24,7 @@ pub struct Handles {
     physical: HashMap<u64, Physical>,
     by_handle: HashMap<u64, u64>,
     by_address: BTreeMap<u64, u64>,
-    others: HashMap<usize, (Charge, usize)>,
+    others: HashMap<u64, (Charge, usize)>,
 }
 
 impl Handles {
@@ -102,18 +102,18 @@ impl Handles {
     }
 
     /// An array, a mipmapped array or managed memory was made in a context.
-    pub fn add_other(&mut self, key: usize, charge: Charge, context: usize) {
+    pub fn add_other(&mut self, key: u64, charge: Charge, context: usize) {
         self.others.insert(key, (charge, context));
     }
 
     /// It is gone.
-    pub fn remove_other(&mut self, key: usize) -> Option<Charge> {
+    pub fn remove_other(&mut self, key: u64) -> Option<Charge> {
         self.others.remove(&key).map(|(charge, _)| charge)
     }
 
     /// A context is gone with what it owned; VMM handles outlive it.
     pub fn take_context(&mut self, context: usize) -> Vec<Charge> {
-        let gone: Vec<usize> = self
+        let gone: Vec<u64> = self
             .others
             .iter()
             .filter(|(_, (_, c))| *c == context)

@@ -42,6 +42,33 @@ pub unsafe fn cuMemAlloc_v2(real: sig::cuMemAlloc_v2, dptr: *mut u64, bytesize: 
     }
 }
 
+/// What the driver wrote, if it says success.
+///
+/// # Safety
+/// `out` was given to the driver for its answer, and is not null.
+unsafe fn made<T: Copy + Made>(status: Status, out: *const T) -> T {
+    if status.is_success() {
+        // SAFETY: the caller's promise.
+        unsafe { *out }
+    } else {
+        T::NOTHING
+    }
+}
+
+/// What a driver writes as the name of something that it made.
+trait Made {
+    const NOTHING: Self;
+}
+impl Made for u64 {
+    const NOTHING: Self = 0;
+}
+impl Made for u32 {
+    const NOTHING: Self = 0;
+}
+impl Made for *mut c_void {
+    const NOTHING: Self = core::ptr::null_mut();
+}
+
 /// An allocation by an entry point whose memory stays the driver's: charged as pinned.
 fn pass_charged(
     runtime: &Runtime,
@@ -76,14 +103,7 @@ pub unsafe fn cuMemAlloc(real: sig::cuMemAlloc, dptr: *mut u32, bytesize: u32) -
                 // SAFETY: the application's own call; the driver has written the address if it says success.
                 unsafe {
                     let status = real(dptr, bytesize);
-                    (
-                        status,
-                        if status.is_success() {
-                            u64::from(*dptr)
-                        } else {
-                            0
-                        },
-                    )
+                    (status, u64::from(made(status, dptr)))
                 }
             })
         }
@@ -138,14 +158,7 @@ pub unsafe fn cuMemAllocPitch(
             // SAFETY: as in `cuMemAlloc`.
             unsafe {
                 let status = real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
-                (
-                    status,
-                    if status.is_success() {
-                        u64::from(*dptr)
-                    } else {
-                        0
-                    },
-                )
+                (status, u64::from(made(status, dptr)))
             }
         }),
         // SAFETY: the application's own call.
@@ -154,7 +167,7 @@ pub unsafe fn cuMemAllocPitch(
 }
 
 /// What is charged for memory that `cuMemFree` of a pointer not in the heap gives back.
-fn uncharge_other(runtime: &Runtime, key: usize) {
+fn uncharge_other(runtime: &Runtime, key: u64) {
     let charge = lock(&runtime.handles).remove_other(key);
     if let Some((device, bytes)) = charge {
         runtime.uncharge(device, bytes);
@@ -172,7 +185,7 @@ pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
     // SAFETY: the application's own call.
     let status = unsafe { real(dptr) };
     if status.is_success() {
-        uncharge_other(runtime, dptr as usize);
+        uncharge_other(runtime, dptr);
     }
     status
 }
@@ -252,14 +265,7 @@ unsafe fn alloc_async(
         return pass_charged(runtime, bytes as u64, true, || {
             let status = real();
             // SAFETY: checked against null; written by the driver if it says success.
-            (
-                status,
-                if status.is_success() {
-                    unsafe { *dptr }
-                } else {
-                    0
-                },
-            )
+            unsafe { (status, made(status, dptr)) }
         });
     }
     let owner = lock(&runtime.contexts).context_of_stream(stream);
@@ -331,14 +337,7 @@ unsafe fn alloc_from_pool(
             pass_charged(runtime, bytes as u64, true, || {
                 let status = real();
                 // SAFETY: checked against null; written by the driver if it says success.
-                (
-                    status,
-                    if status.is_success() {
-                        unsafe { *dptr }
-                    } else {
-                        0
-                    },
-                )
+                unsafe { (status, made(status, dptr)) }
             })
         }
         _ => real(),
@@ -421,7 +420,7 @@ pub unsafe fn cuMemFreeAsync_ptsz(
 }
 
 /// A call that makes something else than a plain allocation, known by a key.
-fn other_charged(bytes: u64, make: impl FnOnce() -> (Status, usize)) -> Status {
+fn other_charged(bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
     let Some(runtime) = limited() else {
         return make().0;
     };
@@ -457,14 +456,7 @@ pub unsafe fn cuMemAllocManaged(
         // SAFETY: the application's own call; written by the driver if it says success.
         unsafe {
             let status = real(dptr, bytesize, flags);
-            (
-                status,
-                if status.is_success() {
-                    *dptr as usize
-                } else {
-                    0
-                },
-            )
+            (status, made(status, dptr))
         }
     })
 }
@@ -530,7 +522,7 @@ macro_rules! arrays {
                 // SAFETY: the application's own call; written by the driver if it says success.
                 unsafe {
                     let status = real(pHandle, pAllocateArray);
-                    (status, if status.is_success() { *pHandle as usize } else { 0 })
+                    (status, made(status, pHandle) as u64)
                 }
             })
         }
@@ -576,14 +568,7 @@ pub unsafe fn cuMipmappedArrayCreate(
         // SAFETY: the application's own call; written by the driver if it says success.
         unsafe {
             let status = real(pHandle, pMipmappedArrayDesc, numMipmapLevels);
-            (
-                status,
-                if status.is_success() {
-                    *pHandle as usize
-                } else {
-                    0
-                },
-            )
+            (status, made(status, pHandle) as u64)
         }
     })
 }
@@ -592,7 +577,7 @@ pub unsafe fn cuArrayDestroy(real: sig::cuArrayDestroy, hArray: *mut c_void) -> 
     // SAFETY: the application's own call.
     let status = unsafe { real(hArray) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        uncharge_other(runtime, hArray as usize);
+        uncharge_other(runtime, hArray as u64);
     }
     status
 }
@@ -604,7 +589,7 @@ pub unsafe fn cuMipmappedArrayDestroy(
     // SAFETY: the application's own call.
     let status = unsafe { real(hMipmappedArray) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        uncharge_other(runtime, hMipmappedArray as usize);
+        uncharge_other(runtime, hMipmappedArray as u64);
     }
     status
 }

@@ -18,7 +18,7 @@ use crate::vmm;
 /// be able to stop waiting for the waiter.
 #[derive(Default)]
 pub struct Drainer {
-    helper: Option<(Sender<Vec<usize>>, Receiver<Result<(), Status>>)>,
+    helper: Option<Helper>,
     /// The helper still waits for an earlier round.
     owed: bool,
 }

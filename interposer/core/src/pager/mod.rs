@@ -244,38 +244,38 @@ impl Worker {
                 }
                 self.reopen(epoch, state::RESIDENT);
             }
-            (command::DRAIN, Phase::Resident) => {
-                if self.drain(epoch) {
-                    self.enter(Phase::Drained);
-                    self.publish(epoch, state::DRAINED);
-                }
+            (command::DRAIN, Phase::Resident) if self.drain(epoch) => {
+                self.enter(Phase::Drained);
+                self.publish(epoch, state::DRAINED);
             }
             (command::DRAIN, Phase::Drained) => self.publish(epoch, state::DRAINED),
-            (command::EVICT, Phase::Resident | Phase::Drained) => {
-                if self.phase == Phase::Drained || self.drain(epoch) {
-                    self.publish(epoch, state::EVICTING);
-                    match self.evict() {
-                        Ok(()) => {
-                            self.enter(Phase::Evicted);
-                            self.publish(epoch, state::EVICTED);
-                        }
-                        Err(why) => {
-                            crate::say::warning!("eviction undone: {why}");
-                            if let Some(session) = &self.runtime.session {
-                                session.note(&format!("eviction undone: {why}"));
-                            }
-                            self.reopen(epoch, state::FAILED);
-                        }
-                    }
-                }
-            }
+            (command::EVICT, Phase::Drained) => self.move_out(epoch),
+            (command::EVICT, Phase::Resident) if self.drain(epoch) => self.move_out(epoch),
             (command::DRAIN | command::EVICT, Phase::Evicted) => {
                 self.publish(epoch, state::EVICTED)
             }
-            // A command of a later version: not ours to guess.
+            // Busy, which is answered already; or a command of a later version, not ours to guess.
             _ => {}
         }
         self.done = epoch;
+    }
+
+    /// Drained: moves out, or undoes it and goes on.
+    fn move_out(&mut self, epoch: u64) {
+        self.publish(epoch, state::EVICTING);
+        match self.evict() {
+            Ok(()) => {
+                self.enter(Phase::Evicted);
+                self.publish(epoch, state::EVICTED);
+            }
+            Err(why) => {
+                crate::say::warning!("eviction undone: {why}");
+                if let Some(session) = &self.runtime.session {
+                    session.note(&format!("eviction undone: {why}"));
+                }
+                self.reopen(epoch, state::FAILED);
+            }
+        }
     }
 
     fn enter(&mut self, phase: Phase) {
