@@ -12,6 +12,7 @@ mod out;
 mod run;
 mod rundir;
 mod session;
+mod settings;
 mod status;
 mod swap;
 mod table;

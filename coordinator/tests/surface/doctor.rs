@@ -153,13 +153,17 @@ fn settings_and_coordinator_are_checked() {
     let (code, report) = loaded(&[("SPILLWAY_LIMIT", "24"), ("SPILLWAY_SWAP", "maybe")]);
     assert_eq!(code, Some(1));
     assert!(
-        line(&report, "SPILLWAY_LIMIT=24").starts_with("FAIL  "),
+        line(&report, "SPILLWAY_LIMIT: \"24\"").starts_with("FAIL  "),
         "{report}"
     );
     assert!(
         line(&report, "SPILLWAY_SWAP=maybe").starts_with("FAIL  "),
         "{report}"
     );
+    assert!(report.contains("FAIL  no quota is in force"), "{report}");
+
+    let (code, report) = loaded(&[("SPILLWAY_LIMIT", "1GiB")]);
+    assert_eq!(code, Some(1));
     assert!(line(&report, "there is no socket at").contains("mount the session directory"));
     assert!(
         line(&report, "does not know process").starts_with("warn  "),

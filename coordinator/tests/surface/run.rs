@@ -130,8 +130,16 @@ fn bad_values_start_nothing() {
         "--request 2GiB is above --limit 1GiB",
     );
     refused(&node, &["--limit", "0GiB"], "zero");
-    refused(&node, &["--priority", "high"], "no integer");
-    refused(&node, &["--workload", "a b"], "no workload name");
+    refused(
+        &node,
+        &["--priority", "high"],
+        "--priority high: write an integer",
+    );
+    refused(
+        &node,
+        &["--workload", "a b"],
+        "--workload a b is no workload name",
+    );
     refused(&node, &["--swap", "sometimes"], "sometimes");
 }
 

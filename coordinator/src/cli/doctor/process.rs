@@ -1,18 +1,19 @@
 //! `spillway doctor PID`: is Spillway in force in this process? In the order in which things have to
 //! come true: loader, settings, driver, socket, registration, quota, swap.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
+use spillway_protocol::format_bytes;
 use spillway_protocol::names::{
-    ENV_DISABLE, ENV_LIMIT, ENV_NO_COORDINATOR, ENV_PRIORITY, ENV_REQUEST, ENV_RUN_DIR, ENV_SWAP,
-    ENV_WORKLOAD, RUN_DIR, find_run_dir, session_socket, valid_workload_name,
+    ENV_LIMIT, ENV_REQUEST, ENV_RUN_DIR, RUN_DIR, find_run_dir, session_socket,
 };
-use spillway_protocol::{format_bytes, parse_amount};
 
 use super::Report;
 use super::proc::Proc;
 use crate::cli::args::Place;
+use crate::cli::settings::{Options, Settings};
 use crate::cli::{library, rundir, session, status};
 use crate::model::{Status, Workload};
 
@@ -37,21 +38,21 @@ pub fn examine(report: &mut Report, place: &Place, pid: i32) {
     };
     report.ok("process", format!("process {pid} is {}", process.name()));
     let loaded = library_loaded(report, &process);
-    let disabled = settings(report, &process);
+    let settings = settings(report, &process);
     let driver = driver_loaded(report, &process);
-    let alone = process.text(ENV_NO_COORDINATOR).as_deref() == Some("1");
-    if !loaded || disabled {
+    let settings = settings.filter(|settings| loaded && !settings.disabled);
+    let Some(settings) = settings else {
         report.fail(
             "quota",
             "no quota is in force for this process",
             "remove what the lines above name",
         );
         return;
-    }
-    if alone {
+    };
+    if settings.no_coordinator {
         report.warn(
             "coordinator",
-            "runs with SPILLWAY_NO_COORDINATOR=1: its limit holds for this process alone, and it is never swapped",
+            "runs with SPILLWAY_NO_COORDINATOR: its limit holds for this process alone, and it is never swapped",
             "start it without --no-coordinator",
         );
         return;
@@ -140,67 +141,43 @@ fn library_loaded(report: &mut Report, process: &Proc) -> bool {
     false
 }
 
-/// `true`: the library is told to do nothing.
-fn settings(report: &mut Report, process: &Proc) -> bool {
-    let mut good = 0;
-    for name in [ENV_REQUEST, ENV_LIMIT] {
-        match process.text(name).map(|text| (parse_amount(&text), text)) {
-            Some((Ok(_), text)) => {
-                good += 1;
-                report.ok("settings", format!("{name}={text}"));
+/// The settings, if the library takes them.
+fn settings(report: &mut Report, process: &Proc) -> Option<Settings> {
+    let environment = |name: &str| process.var(name).map(OsStr::to_owned);
+    match Settings::check(&Options::default(), &environment) {
+        Ok(settings) => {
+            let set = |name| Some(format!("{name}={}", process.text(name)?));
+            let set: Vec<_> = [ENV_REQUEST, ENV_LIMIT]
+                .into_iter()
+                .filter_map(set)
+                .collect();
+            match set.as_slice() {
+                [] => report.ok(
+                    "settings",
+                    "neither SPILLWAY_REQUEST nor SPILLWAY_LIMIT was set",
+                ),
+                set => report.ok("settings", set.join(", ")),
             }
-            Some((Err(error), text)) => report.fail(
-                "settings",
-                format!("{name}={text}: {error}; cuInit fails"),
-                "correct the variable and start the program again",
-            ),
-            None => {}
+            if settings.disabled {
+                report.fail(
+                    "disabled",
+                    "SPILLWAY_DISABLE=1: the library passes everything through",
+                    "unset it and start the program again",
+                );
+            }
+            Some(settings)
+        }
+        Err(problems) => {
+            for problem in problems {
+                report.fail(
+                    "settings",
+                    format!("{problem} (cuInit fails)"),
+                    "correct the variable and start the program again",
+                );
+            }
+            None
         }
     }
-    let bad = |name: &str, valid: fn(&str) -> bool| {
-        process
-            .text(name)
-            .filter(|text| !valid(text))
-            .map(|text| format!("{name}={text}"))
-    };
-    let others = [
-        (
-            bad(ENV_SWAP, |t| matches!(t, "auto" | "never")),
-            "write auto or never",
-        ),
-        (
-            bad(ENV_PRIORITY, |t| t.trim().parse::<i32>().is_ok()),
-            "write an integer",
-        ),
-        (
-            bad(ENV_WORKLOAD, valid_workload_name),
-            "letters, digits and . _ - / : after the first",
-        ),
-    ];
-    for (bad, remedy) in others {
-        if let Some(bad) = bad {
-            report.fail(
-                "settings",
-                format!("{bad} cannot be read; cuInit fails"),
-                remedy,
-            );
-        }
-    }
-    if good == 0 {
-        report.ok(
-            "settings",
-            "neither SPILLWAY_REQUEST nor SPILLWAY_LIMIT was set",
-        );
-    }
-    let disabled = process.text(ENV_DISABLE).as_deref() == Some("1");
-    if disabled {
-        report.fail(
-            "disabled",
-            "SPILLWAY_DISABLE=1: the library passes everything through",
-            "unset it and start the program again",
-        );
-    }
-    disabled
 }
 
 fn driver_loaded(report: &mut Report, process: &Proc) -> bool {
