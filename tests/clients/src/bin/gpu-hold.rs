@@ -5,6 +5,7 @@
 //!     free [N]     -> ok N BYTES         frees the last N allocations, or all
 //!     info         -> FREE TOTAL         as cuMemGetInfo says, bytes
 //!     held         -> BYTES
+//!     name         -> NAME               of the device
 //!     launch       -> ok SECONDS         fills all that is held, waits
 //!     checksum     -> ok | bad TEXT      whether all that is held still has its contents
 //!     busy | idle  -> ok                 starts or stops launching all the time
@@ -183,6 +184,7 @@ impl Program {
                 let (free, total) = self.device.context.mem_get_info()?;
                 format!("{free} {total}")
             }
+            (Some("name"), _) => self.device.context.name()?,
             (Some("held"), _) => self.total().to_string(),
             (Some("launch"), _) => {
                 let start = Instant::now();
