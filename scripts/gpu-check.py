@@ -1,0 +1,269 @@
+"""Runs what needs a GPU, from an unpacked release archive, and writes a report. Start it by scripts/gpu-check.
+
+Parts:
+  conformance   tests/conformance on the real driver, without Spillway: is the simulator right?
+  e2e           programs under Spillway on the real driver: quotas, swaps, deaths, every byte checked
+  facts         the questions that no documentation answers (gpu-facts.py)
+  all           these three
+
+Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json and
+report.md, and per part a JSON file and logs. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
+could be run. No setting of the GPU is changed; an idle GPU gives the best figures.
+"""
+import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
+from pathlib import Path
+
+PARTS = ("conformance", "e2e", "facts")
+LIMIT = 540  # seconds for a part, whatever happens
+GRACE = 20  # of these, for its own clean-up
+
+
+class Library:
+    """NVML by ctypes: what is not there or fails is None."""
+
+    def __init__(self):
+        try:
+            self.lib = C.CDLL("libnvidia-ml.so.1")
+            self.ready = self.lib.nvmlInit_v2() == 0
+        except OSError:
+            self.ready = False
+
+    def call(self, name, *a):
+        try:
+            return self.ready and getattr(self.lib, name)(*a) == 0
+        except AttributeError:
+            return False
+
+    def text(self, name, *before):
+        buffer = C.create_string_buffer(96)
+        return buffer.value.decode(errors="replace") if self.call(name, *before, buffer, 96) else None
+
+    def number(self, name, *before):
+        value = C.c_int()
+        return value.value if self.call(name, *before, C.byref(value)) else None
+
+
+def describe():
+    """The machine and its devices, for the head of the report."""
+    nv = Library()
+    cuda = nv.number("nvmlSystemGetCudaDriverVersion_v2")
+    devices = []
+    for index in range(nv.number("nvmlDeviceGetCount_v2") or 0):
+        d, memory = C.c_void_p(), (C.c_ulonglong * 3)()
+        if not nv.call("nvmlDeviceGetHandleByIndex_v2", index, C.byref(d)):
+            continue
+        known = nv.call("nvmlDeviceGetMemoryInfo", d, memory)
+        devices.append({
+            "index": index, "name": nv.text("nvmlDeviceGetName", d), "uuid": nv.text("nvmlDeviceGetUUID", d),
+            "total_bytes": memory[0] if known else None, "used_bytes": memory[2] if known else None,
+            "pcie": {"generation": nv.number("nvmlDeviceGetCurrPcieLinkGeneration", d),
+                     "width": nv.number("nvmlDeviceGetCurrPcieLinkWidth", d),
+                     "generation_max": nv.number("nvmlDeviceGetMaxPcieLinkGeneration", d),
+                     "width_max": nv.number("nvmlDeviceGetMaxPcieLinkWidth", d)},
+            "compute_mode": {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}.get(
+                nv.number("nvmlDeviceGetComputeMode", d)),
+            "persistence": nv.number("nvmlDeviceGetPersistenceMode", d)})
+    model = None
+    try:
+        with open("/proc/cpuinfo") as f:
+            model = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), None)
+    except OSError:
+        pass
+    return {"driver": nv.text("nvmlSystemGetDriverVersion"),
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None, "devices": devices,
+            "kernel": platform.release(), "machine": platform.machine(), "glibc": "".join(platform.libc_ver()),
+            "cpus": os.cpu_count(), "cpu": model, "python": platform.python_version()}
+
+
+def bounded(command, log, env, seconds):
+    """Runs a command in a group of its own. Returns (exit code or None when its time was over, seconds)."""
+    began = time.monotonic()
+    with open(log, "wb") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
+                                 start_new_session=True)
+        code = None
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            try:
+                child.wait(GRACE / 2)
+            except subprocess.TimeoutExpired:
+                pass
+        finally:
+            try:  # what it left running goes with it
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
+    return code, time.monotonic() - began
+
+
+def read_json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def lines_of(log):
+    """The conformance program's lines, for when it could not write its JSON."""
+    cases = []
+    for line in log.read_text(errors="replace").splitlines():
+        words = line.split(" ", 2)
+        if len(words) >= 2 and words[1] in ("ok", "FAIL", "skipped") and "." in words[0]:
+            cases.append({"name": words[0], "result": words[1], "reason": words[2] if len(words) > 2 else "", "observed": []})
+        elif line.startswith("    observed: ") and cases:
+            cases[-1]["observed"].append(line[14:])
+    return cases
+
+
+def conformance(here, out, env):
+    log, result = out / "conformance.log", out / "conformance.json"
+    code, seconds = bounded([str(here / "test-bin/spillway-conformance"), "all", "--json", str(result)], log, env, LIMIT - GRACE)
+    cases = (read_json(result) or {}).get("cases") or lines_of(log)
+    return code, seconds, cases
+
+
+def e2e(here, out, env):
+    folder = out / "e2e"
+    folder.mkdir(exist_ok=True)
+    code, seconds = bounded([sys.executable, str(here / "scripts/gpu-e2e.py"), "--base", str(here), "--out", str(folder),
+                             "--seconds", str(LIMIT - 120)], folder / "e2e.log", env, LIMIT - GRACE)
+    return code, seconds, (read_json(folder / "e2e.json") or {}).get("cases", [])
+
+
+def facts(here, out, env):
+    folder = out / "facts"
+    folder.mkdir(exist_ok=True)
+    code, seconds = bounded([sys.executable, str(here / "scripts/gpu-facts.py"), "--out", str(folder), "--limit", "75",
+                             "--total", str(LIMIT - 60)], folder / "facts.log", env, LIMIT - GRACE)
+    answers = read_json(folder / "gpu-facts.json") or {}
+    cases = []
+    for name, answer in answers.items():
+        last = (answer.get("stderr") or "").strip().splitlines()[-1:]
+        reason = ": ".join([str(answer["failed"]), *last]) if "failed" in answer else ""
+        cases.append({"name": name, "result": "FAIL" if "failed" in answer else "ok", "reason": reason})
+    return code, seconds, cases
+
+
+def part(name, here, out, env):
+    """One part's account."""
+    print(f"gpu-check: {name} ...", flush=True)
+    try:
+        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts}[name](here, out, env)
+    except OSError as why:
+        code, seconds, cases = 1, 0.0, [{"name": name, "result": "FAIL", "reason": str(why)}]
+    count = lambda word: sum(case["result"] == word for case in cases)
+    account = {"part": name, "exit_code": code, "seconds": round(seconds, 1), "passed": count("ok"),
+               "failed": count("FAIL"), "skipped": count("skipped"), "cases": cases}
+    problems = [f"{case['name']}: {case.get('reason', '')}" for case in cases if case["result"] == "FAIL"]
+    if code is None:
+        problems.append(f"its {LIMIT} s were over before it was done")
+    elif code != 0 and not problems:
+        problems.append(f"ended with {code}; see its log")
+    elif not account["passed"]:
+        problems.append("nothing passed; see its log")
+    account["problems"] = problems
+    print(f"gpu-check: {name}: {account['passed']} passed, {account['failed']} failed, {account['skipped']} skipped "
+          f"({seconds:.0f} s)", flush=True)
+    for problem in problems:
+        print(f"gpu-check:   {problem}", flush=True)
+    return account
+
+
+def markdown(report):
+    machine, text = report["machine"], []
+    text.append(f"# Spillway on {report['on']}\n")
+    if report["simulator"]:
+        text.append("**This is the simulator, no GPU.** Times and rates mean nothing.\n")
+    text.append("| | |\n| --- | --- |")
+    rows = [("date", report["date"]), ("archive", "; ".join(report["archive"])), ("driver", f"{machine['driver']}, CUDA {machine['cuda']}"),
+            ("machine", f"{machine['machine']}, {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, {machine['glibc']}")]
+    for d in machine["devices"]:
+        pcie, total = d["pcie"], d["total_bytes"]
+        rows.append((f"device {d['index']}", f"{d['name']}, {total / 2**30:.1f} GiB" if total else d["name"]))
+        rows.append(("", f"PCIe generation {pcie['generation']} of {pcie['generation_max']}, width {pcie['width']} of {pcie['width_max']}, "
+                         f"compute mode {d['compute_mode']}"))
+    text += [f"| {a} | {b} |" for a, b in rows]
+    text.append("\n| part | passed | failed | skipped | seconds |\n| --- | --- | --- | --- | --- |")
+    text += [f"| {p['part']} | {p['passed']} | {p['failed']} | {p['skipped']} | {p['seconds']} |" for p in report["parts"]]
+    for p in report["parts"]:
+        text.append(f"\n## {p['part']}\n")
+        text += [f"- FAILED: {problem}" for problem in p["problems"]]
+        skipped = [case for case in p["cases"] if case["result"] == "skipped"]
+        text += [f"- skipped: {case['name']}: {case.get('reason', '')}" for case in skipped]
+        text += [f"- {case['name']}: observed: {line}" for case in p["cases"] for line in case.get("observed", [])]
+        text += [f"- {case['name']}: `{json.dumps(case['figures'])}`" for case in p["cases"] if case.get("figures")]
+        if p["part"] == "facts":
+            text.append("\nThe answers: [facts/gpu-facts.md](facts/gpu-facts.md)")
+    return "\n".join(text) + "\n"
+
+
+def simulated(here, env):
+    """A folder with the simulated driver under the names that programs load."""
+    place = Path(tempfile.mkdtemp(prefix="spillway-gpu-check.", dir="/tmp"))
+    (place / "lib").mkdir()
+    (place / "machine").mkdir()
+    for made, name in (("libcuda.so", "libcuda"), ("libnvidia_ml.so", "libnvidia-ml")):
+        shutil.copy(here / "test-bin" / made, place / "lib" / f"{name}.so.1")
+        (place / "lib" / f"{name}.so").symlink_to(f"{name}.so.1")
+    env["LD_LIBRARY_PATH"] = str(place / "lib")
+    env["SPILLWAY_SIM_DIR"] = str(place / "machine")
+    env.setdefault("SPILLWAY_SIM_MEMORY", "4GiB")
+    return place
+
+
+def main():
+    ap = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("parts", nargs="*", metavar="PART", help="conformance, e2e, facts or all [all]")
+    ap.add_argument("--out", type=Path, default=Path("gpu-check-report"), help="folder for the report [gpu-check-report]")
+    ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
+    ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
+                    help="the unpacked archive [where this script is]")
+    ap.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    if a.describe:
+        print(json.dumps(describe()))
+        return 0
+    unknown = [name for name in a.parts if name not in (*PARTS, "all")]
+    if unknown:
+        ap.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)} and all")
+    parts = PARTS if not a.parts or "all" in a.parts else [name for name in PARTS if name in a.parts]
+    here = a.here.resolve()
+    for file in ("test-bin/spillway-conformance", "test-bin/gpu-hold", "bin/spillwayd", "lib/libspillway.so"):
+        if not (here / file).exists():
+            ap.error(f"{here / file} is not there: run this from an unpacked archive (made by scripts/release), or name it by --from")
+    # Nothing of the caller's settings for Spillway may change what is tested.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SPILLWAY_") or k.startswith("SPILLWAY_SIM_")}
+    env.pop("LD_PRELOAD", None)
+    out, place = a.out.resolve(), None
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if a.simulator:
+            place = simulated(here, env)
+        got = subprocess.run([sys.executable, __file__, "--describe"], env=env, capture_output=True, text=True, timeout=60)
+        machine = json.loads(got.stdout) if got.returncode == 0 else {"driver": None, "cuda": None, "devices": []}
+        if not machine["devices"]:
+            print(f"gpu-check: no NVIDIA driver or no device here {got.stderr[-200:]}", file=sys.stderr)
+            return 2
+        version = here / "VERSION"
+        report = {"on": "the simulator" if a.simulator else machine["devices"][0]["name"], "simulator": a.simulator,
+                  "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                  "archive": version.read_text().strip().splitlines() if version.exists() else ["unknown"],
+                  "machine": machine, "parts": []}
+        for name in parts:
+            report["parts"].append(part(name, here, out, env))
+            # After every part, so that an interruption loses nothing.
+            (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+            (out / "report.md").write_text(markdown(report))
+        bad = [p["part"] for p in report["parts"] if p["problems"]]
+        print(f"gpu-check: report in {out}; " + (f"problems in {', '.join(bad)}" if bad else "all passed"))
+        return 1 if bad else 0
+    finally:
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
