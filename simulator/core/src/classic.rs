@@ -57,6 +57,12 @@ pub fn rounded(bytes: u64) -> u64 {
 
 fn map(driver: &'static Driver, gpu: u32, length: u64) -> R<u64> {
     let physical = Physical::new(driver.shared, gpu, length, 0, [0; 8])?;
+    place(driver, physical)
+}
+
+/// Maps memory at an address of its own, accessible to its GPU and to those that it is a peer of.
+fn place(driver: &Driver, physical: Arc<Physical>) -> R<u64> {
+    let (gpu, length) = (physical.gpu, physical.bytes());
     let mut space = write(&driver.space);
     let start = space
         .take_addresses(length, FRAME, 0)
@@ -67,15 +73,47 @@ fn map(driver: &'static Driver, gpu: u32, length: u64) -> R<u64> {
             *rights = READ_WRITE;
         }
     }
-    space.regions.insert(
+    let region = Region {
+        length,
+        physical,
+        access,
+        vmm: false,
+    };
+    space.regions.insert(start, region);
+    Ok(start)
+}
+
+/// Stands where a pool would: memory of another process.
+pub const IMPORTED: u64 = 1;
+
+/// Maps another process's memory for `context`; `offset` and `length` are the allocation's.
+///
+/// # Errors
+/// `INVALID_VALUE` if the allocation would not lie inside, `OUT_OF_MEMORY` without addresses.
+pub fn import(
+    driver: &Driver,
+    context: u64,
+    physical: Arc<Physical>,
+    offset: u64,
+    length: u64,
+) -> R<u64> {
+    let inside = offset
+        .checked_add(length)
+        .is_some_and(|end| end <= physical.bytes());
+    if !inside || length == 0 {
+        return Err(INVALID_VALUE);
+    }
+    let gpu = physical.gpu;
+    let start = place(driver, physical)? + offset;
+    let allocation = Allocation {
         start,
-        Region {
-            length,
-            physical,
-            access,
-            vmm: false,
-        },
-    );
+        length,
+        gpu,
+        context,
+        pool: IMPORTED,
+        id: fresh_id(),
+    };
+    write(&driver.space).allocations.insert(start, allocation);
     Ok(start)
 }
 
@@ -151,6 +189,11 @@ pub fn free(driver: &Driver, start: u64, blocks: &Mutex<Blocks>) -> R {
         .allocations
         .remove(&start)
         .ok_or(INVALID_VALUE)?;
+    if allocation.pool == IMPORTED {
+        let region = read(&driver.space).region(start).map(|r| r.0);
+        unmap(driver, region.ok_or(INVALID_VALUE)?);
+        return Ok(());
+    }
     let length = rounded(allocation.length);
     if length <= SMALL_MAX {
         let mut blocks = lock(blocks);

@@ -237,6 +237,16 @@ struct Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
+        if crate::driver::forked() {
+            // Locks may be held by threads that are not here.
+            std::mem::take(&mut self.streams)
+                .into_values()
+                .for_each(std::mem::forget);
+            std::mem::take(&mut self.stack)
+                .into_iter()
+                .for_each(std::mem::forget);
+            return;
+        }
         for stream in self.streams.values() {
             stream.context.close_stream(stream.id);
         }

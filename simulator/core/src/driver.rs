@@ -95,8 +95,14 @@ static STARTING: Mutex<()> = Mutex::new(());
 static FORKED: AtomicBool = AtomicBool::new(false);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
-extern "C" fn forked() {
+extern "C" fn note_fork() {
     FORKED.store(true, Ordering::Release);
+}
+
+/// Whether this is the child of a process that used CUDA.
+#[must_use]
+pub fn forked() -> bool {
+    FORKED.load(Ordering::Acquire)
 }
 
 /// The process exits in order: what it holds is given up, and the API is closed to later handlers.
@@ -141,7 +147,7 @@ pub fn init() -> R {
     if DRIVER.set(driver).is_ok() {
         // SAFETY: handlers that only store flags; this library is never unloaded.
         unsafe {
-            libc::pthread_atfork(None, None, Some(forked));
+            libc::pthread_atfork(None, None, Some(note_fork));
             libc::atexit(exiting);
         }
     }

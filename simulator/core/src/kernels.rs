@@ -39,7 +39,6 @@ impl Builtin {
 #[derive(Clone, Debug)]
 pub struct Launch {
     pub builtin: Option<Builtin>,
-    pub name: String,
     pub function: u64,
     pub params: Vec<u8>,
     pub grid: [u32; 3],

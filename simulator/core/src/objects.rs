@@ -89,21 +89,26 @@ impl Shared {
     /// The GPU and frames of an exported allocation, with an own description that keeps it alive.
     #[must_use]
     pub fn import(&self, fd: RawFd) -> Option<(u32, Vec<u32>, File)> {
-        let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
-        let name = link.file_name()?.to_str()?.to_owned();
-        if !name.starts_with("object-") {
+        // SAFETY: stat is plain data for which zero is a valid value.
+        let mut given: libc::stat = unsafe { std::mem::zeroed() };
+        // SAFETY: the caller's descriptor is only looked at.
+        if unsafe { libc::fstat(fd, &raw mut given) } != 0 {
+            return None;
+        }
+        let (gpu, frames, file) = self.import_named(&object_name(fd)?)?;
+        (given.st_ino == file.metadata().ok()?.ino()).then_some((gpu, frames, file))
+    }
+
+    /// As [`Self::import`], by the name of the object's file.
+    #[must_use]
+    pub fn import_named(&self, name: &str) -> Option<(u32, Vec<u32>, File)> {
+        if !name.starts_with("object-") || name.contains('/') {
             return None;
         }
         let path = self.dir().join(name);
         let file = open_shared_existing(&path).ok()?;
-        // SAFETY: stat is plain data for which zero is a valid value.
-        let mut given: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: the caller's descriptor is only looked at.
-        if unsafe { libc::fstat(fd, &raw mut given) } != 0
-            || given.st_ino != file.metadata().ok()?.ino()
-        {
-            return None;
-        }
+        // One that nobody holds is being taken away.
+        holder(file.as_raw_fd(), libc::F_OFD_GETLK, 0)?;
         if !try_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_RDLCK, 0) {
             return None;
         }
@@ -123,4 +128,12 @@ impl Shared {
     pub fn exports_closed(&self) {
         self.reap_objects();
     }
+}
+
+/// The file name of the object that a descriptor is of.
+#[must_use]
+pub fn object_name(fd: RawFd) -> Option<String> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let name = link.file_name()?.to_str()?;
+    name.starts_with("object-").then(|| name.to_owned())
 }

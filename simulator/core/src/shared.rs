@@ -35,6 +35,7 @@ pub struct Shared {
     header: *const Header,
     dir: PathBuf,
     slots_fd: RawFd,
+    pid_namespace: u64,
     windows: Vec<Window>,
     config: Config,
     /// The slot of this process, if it takes part (NVML only looks).
@@ -105,6 +106,7 @@ impl Shared {
             header,
             dir,
             slots_fd,
+            pid_namespace: pid_namespace(),
             windows,
             config,
             slot: None,
@@ -207,7 +209,8 @@ impl Shared {
                 continue;
             }
             slot.pid.store(std::process::id(), Ordering::Relaxed);
-            slot.pid_namespace.store(pid_namespace(), Ordering::Relaxed);
+            slot.pid_namespace
+                .store(self.pid_namespace, Ordering::Relaxed);
             for gpu in 0..GPUS_MAX {
                 slot.contexts[gpu].store(0, Ordering::Relaxed);
                 slot.busy_ns[gpu].store(0, Ordering::Relaxed);
@@ -227,7 +230,7 @@ impl Shared {
     fn slot_pid(&self, index: usize) -> Option<i32> {
         let slot = &self.header().slots[index];
         let own = slot.pid.load(Ordering::Relaxed) == std::process::id()
-            && slot.pid_namespace.load(Ordering::Relaxed) == pid_namespace();
+            && slot.pid_namespace.load(Ordering::Relaxed) == self.pid_namespace;
         if own {
             Some(std::process::id() as i32)
         } else {

@@ -99,17 +99,24 @@ impl Physical {
     /// # Errors
     /// `INVALID_VALUE` if it is not one.
     pub fn import(shared: &'static Shared, fd: i32) -> R<Arc<Self>> {
-        let (gpu, frames, file) = shared.import(fd).ok_or(INVALID_VALUE)?;
-        Ok(Arc::new(Self {
-            shared,
-            gpu,
-            frames,
-            id: fresh_id(),
-            handles: AtomicU32::new(1),
-            handle_types: 1,
-            flags: [0; 8],
-            export: Mutex::new(Some(file)),
-        }))
+        let imported = shared.import(fd).ok_or(INVALID_VALUE)?;
+        Ok(Self::of_import(shared, imported))
+    }
+
+    /// The memory of an exported object, by its name.
+    ///
+    /// # Errors
+    /// `INVALID_VALUE` if there is none.
+    pub fn import_named(shared: &'static Shared, name: &str) -> R<Arc<Self>> {
+        let imported = shared.import_named(name).ok_or(INVALID_VALUE)?;
+        Ok(Self::of_import(shared, imported))
+    }
+
+    fn of_import(shared: &'static Shared, (gpu, frames, file): (u32, Vec<u32>, File)) -> Arc<Self> {
+        const POSIX_FD: u32 = 1;
+        let physical = Self::of(shared, gpu, frames, POSIX_FD, [0; 8]);
+        *lock(&physical.export) = Some(file);
+        physical
     }
 
     /// A descriptor of this memory for another process.

@@ -115,7 +115,6 @@ pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R
     function.module.need(driver)?;
     Ok(Launch {
         builtin: function.builtin,
-        name: String::new(),
         function: function.id,
         params,
         grid: shape.grid,

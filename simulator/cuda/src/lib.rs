@@ -22,6 +22,7 @@ mod graph;
 mod graph_query;
 mod host;
 mod init;
+mod ipc;
 mod launch;
 mod layout;
 mod memop;

@@ -4,7 +4,7 @@ use crate::abi::{Out, exports};
 use crate::submit::here;
 use spillway_simulator_core::capture;
 use spillway_simulator_core::classic::{self, Request};
-use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R};
+use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, R};
 use spillway_simulator_core::config::FRAME;
 use spillway_simulator_core::driver;
 use spillway_simulator_core::graph;
@@ -129,15 +129,5 @@ exports! {
         let driver = driver::get()?;
         let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
         if managed && (1..=6).contains(&advice) { Ok(()) } else { Err(INVALID_VALUE) }
-    }
-
-    fn cuIpcGetMemHandle(out: Out<[u64; 8]>, address: u64) {
-        out.needed()?;
-        let (driver, _) = here()?;
-        let space = read(&driver.space);
-        if space.allocation(address).is_none_or(|a| a.pool != 0) {
-            return Err(INVALID_VALUE);
-        }
-        Err(NOT_SUPPORTED)
     }
 }

@@ -1,6 +1,7 @@
 //! What a pointer is.
 
 use crate::abi::{In, Out, exports, put_bytes};
+use spillway_simulator_core::classic::IMPORTED;
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::host::Kind;
@@ -104,15 +105,15 @@ fn attribute(known: Option<&Known>, attribute: u32, address: u64) -> R<Option<Ve
         7 => wide(k.id),
         8 => narrow(u32::from(k.managed)),
         9 => narrow(k.gpu),
-        // Only classic memory of a context could be shared by the old IPC calls, which are not simulated.
-        10 => narrow(0),
+        // Memory of cuMemAlloc can be shared by handle; a boolean of one byte.
+        10 => vec![u8::from(!k.host && !k.managed && !k.vmm && k.pool == 0)],
         11 => wide(k.start),
         12 => wide(k.length),
         13 => vec![u8::from(k.mapped)],
         14 => wide(u64::from(k.vmm)),
         15 => narrow(0),
         16 => narrow(if k.host || k.managed { 3 } else { k.access }),
-        17 => wide(k.pool),
+        17 => wide(if k.pool == IMPORTED { 0 } else { k.pool }),
         18 => wide(0),
         19 => wide(k.start),
         20 => narrow(0),
@@ -125,8 +126,8 @@ fn nothing(attribute: u32) -> Vec<u8> {
     match attribute {
         // The ordinal of no device.
         9 => narrow(u32::MAX - 1),
-        2 | 6 | 8 | 10 | 15 | 16 | 20 => narrow(0),
-        13 => vec![0],
+        2 | 6 | 8 | 15 | 16 | 20 => narrow(0),
+        10 | 13 => vec![0],
         5 => vec![0; 16],
         _ => wide(0),
     }
