@@ -1,7 +1,7 @@
 //! An unmodified real client, NVIDIA's own Python bindings of the driver API, prints the same without
 //! Spillway, under it, and while it is swapped between every two of its steps.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use spillway_tests::{Client, Daemon, Place, artifact, repository};
@@ -19,7 +19,7 @@ fn python(test: &str) -> Option<PathBuf> {
     }
 }
 
-fn session(place: &Place, python: PathBuf) -> spillway_tests::Launch<'_> {
+fn session<'a>(place: &'a Place, python: &Path) -> spillway_tests::Launch<'a> {
     let _ = artifact("libspillway.so");
     let root = repository();
     place
@@ -55,8 +55,8 @@ fn stepped(mut client: Client, mut between: impl FnMut(&str)) -> (Vec<String>, u
     }
 }
 
-fn bare(place: &Place, python: &PathBuf) -> Vec<String> {
-    let (code, output, errors) = session(place, python.clone())
+fn bare(place: &Place, python: &Path) -> Vec<String> {
+    let (code, output, errors) = session(place, python)
         .bare()
         .finish(Duration::from_secs(60));
     assert_eq!(code, Some(0), "bare: {output}\n{errors}");
@@ -79,7 +79,7 @@ fn prints_the_same_under_spillway() {
     let expected = bare(&place, &python);
     assert!(expected.len() > 50, "{expected:?}");
     let daemon = place.daemon(&[]);
-    let (code, output, errors) = session(&place, python)
+    let (code, output, errors) = session(&place, &python)
         .workload("session")
         .finish(Duration::from_secs(60));
     assert_eq!((code, errors.as_str()), (Some(0), ""), "{output}");
@@ -104,7 +104,7 @@ fn prints_the_same_when_swapped_between_every_two_steps() {
     let place = Place::new("real-client-swapped").memory("512MiB").build();
     let expected = bare(&place, &python);
     let daemon = place.daemon(&[]);
-    let client = session(&place, python)
+    let client = session(&place, &python)
         .workload("session")
         .var("DRIVER_SESSION_STEPS", "1")
         .start();
@@ -137,7 +137,7 @@ fn prints_the_same_when_its_next_call_has_to_bring_it_back() {
     let place = Place::new("real-client-evicted").memory("512MiB").build();
     let expected = bare(&place, &python);
     let daemon = place.daemon(&[]);
-    let client = session(&place, python)
+    let client = session(&place, &python)
         .workload("session")
         .var("DRIVER_SESSION_STEPS", "1")
         .start();

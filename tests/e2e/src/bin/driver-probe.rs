@@ -1,0 +1,372 @@
+//! Driver calls by hand: one line on stdin is one call (or one storm of calls), one line on stdout its
+//! outcome. It finds the driver as any program does, by `dlopen`, and reads its answers as plain
+//! integers.
+//!
+//!     device N                  -> ok               makes device N's primary context current
+//!     alloc BYTES               -> ok ADDRESS | error CODE
+//!     ordered BYTES             -> the same, by cuMemAllocAsync on the legacy stream
+//!     physical BYTES            -> ok HANDLE | error CODE      cuMemCreate: cannot be swapped
+//!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
+//!     free all|last|ADDRESS     -> ok N
+//!     every SECOND              -> ok N             frees every SECOND-th allocation
+//!     info                      -> FREE TOTAL       cuMemGetInfo
+//!     total                     -> BYTES            cuDeviceTotalMem
+//!     nvml                      -> USED FREE TOTAL  nvmlDeviceGetMemoryInfo of device 0
+//!     fill WORD                 -> ok               writes to all that is allocated
+//!     check WORD                -> ok | bad TEXT    reads it back
+//!     fork                      -> PID              a child that inherits all and sleeps for ever
+//!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
+
+use std::ffi::{CString, c_void};
+use std::io::{BufRead, Write};
+use std::sync::{Arc, Barrier};
+
+/// One library's functions by name.
+struct Library(*mut c_void);
+
+impl Library {
+    fn open(name: &str) -> Option<Self> {
+        let name = CString::new(name).ok()?;
+        // SAFETY: a C string; the library's constructors are the driver's own.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+        (!handle.is_null()).then_some(Self(handle))
+    }
+
+    fn at(&self, name: &str) -> *mut c_void {
+        let text = CString::new(name).expect("a name");
+        // SAFETY: an open library and a C string.
+        let at = unsafe { libc::dlsym(self.0, text.as_ptr()) };
+        assert!(!at.is_null(), "no {name}");
+        at
+    }
+}
+
+/// Calls `$library`'s `$name` with arguments of the given types; every status is a plain integer.
+macro_rules! call {
+    ($library:expr, $name:literal, $($value:expr => $type:ty),*) => {{
+        let at = $library.at($name);
+        // SAFETY: the driver's function of this name takes these arguments; pointers are to locals of
+        // the caller that outlive the call.
+        let status: i32 = unsafe {
+            std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> i32>(at)($($value),*)
+        };
+        status
+    }};
+}
+
+// SAFETY: a library handle may be used by any thread.
+unsafe impl Send for Library {}
+// SAFETY: as above.
+unsafe impl Sync for Library {}
+
+#[derive(Clone)]
+struct Cuda(Arc<Library>);
+
+/// `CUmemAllocationProp` with all that this program sets.
+#[repr(C)]
+struct Prop {
+    kind: u32,
+    handle_types: u32,
+    location_type: u32,
+    location: i32,
+    windows: usize,
+    flags: u64,
+}
+
+impl Cuda {
+    fn alloc(&self, bytes: usize) -> Result<u64, i32> {
+        let mut at = 0;
+        match call!(self.0, "cuMemAlloc_v2", &raw mut at => *mut u64, bytes => usize) {
+            0 => Ok(at),
+            code => Err(code),
+        }
+    }
+
+    fn ordered(&self, bytes: usize) -> Result<u64, i32> {
+        let mut at = 0;
+        match call!(self.0, "cuMemAllocAsync", &raw mut at => *mut u64, bytes => usize, 0 => usize)
+        {
+            0 => Ok(at),
+            code => Err(code),
+        }
+    }
+
+    fn physical(&self, bytes: usize, device: i32) -> Result<u64, i32> {
+        let prop = Prop {
+            kind: 1,
+            handle_types: 0,
+            location_type: 1,
+            location: device,
+            windows: 0,
+            flags: 0,
+        };
+        let mut handle = 0;
+        let status = call!(self.0, "cuMemCreate", &raw mut handle => *mut u64, bytes => usize,
+            &raw const prop => *const Prop, 0 => u64);
+        if status == 0 { Ok(handle) } else { Err(status) }
+    }
+
+    fn current(&self, context: usize) {
+        assert_eq!(call!(self.0, "cuCtxSetCurrent", context => usize), 0);
+    }
+}
+
+struct Probe {
+    cuda: Cuda,
+    contexts: Vec<usize>,
+    device: usize,
+    /// Address, bytes, device.
+    held: Vec<(u64, usize, usize)>,
+    handles: Vec<u64>,
+}
+
+impl Probe {
+    fn new() -> Self {
+        let Some(library) = Library::open("libcuda.so.1") else {
+            eprintln!("driver-probe: no libcuda.so.1");
+            std::process::exit(2);
+        };
+        let cuda = Cuda(Arc::new(library));
+        let started = call!(cuda.0, "cuInit", 0 => u32);
+        if started != 0 {
+            println!("cuInit {started}");
+            std::process::exit(3);
+        }
+        let mut count = 0;
+        assert_eq!(
+            call!(cuda.0, "cuDeviceGetCount", &raw mut count => *mut i32),
+            0
+        );
+        let count = usize::try_from(count).unwrap_or(0);
+        let mut probe = Self {
+            cuda,
+            contexts: vec![0; count],
+            device: 0,
+            held: Vec::new(),
+            handles: Vec::new(),
+        };
+        probe.use_device(0);
+        probe
+    }
+
+    fn use_device(&mut self, device: usize) {
+        if self.contexts[device] == 0 {
+            let ordinal = i32::try_from(device).unwrap_or(0);
+            let context = &raw mut self.contexts[device];
+            let status = call!(self.cuda.0, "cuDevicePrimaryCtxRetain", context => *mut usize, ordinal => i32);
+            if status != 0 {
+                println!("context {status}");
+                std::process::exit(3);
+            }
+        }
+        self.cuda.current(self.contexts[device]);
+        self.device = device;
+    }
+
+    fn keep(&mut self, made: Result<u64, i32>, bytes: usize) -> String {
+        match made {
+            Ok(at) => {
+                self.held.push((at, bytes, self.device));
+                format!("ok {at:#x}")
+            }
+            Err(code) => format!("error {code}"),
+        }
+    }
+
+    fn race(&mut self, threads: usize, count: usize, bytes: usize) -> String {
+        let start = Arc::new(Barrier::new(threads));
+        let context = self.contexts[self.device];
+        let runners: Vec<_> = (0..threads)
+            .map(|_| {
+                let (cuda, start) = (self.cuda.clone(), start.clone());
+                std::thread::spawn(move || {
+                    cuda.current(context);
+                    start.wait();
+                    (0..count).map(|_| cuda.alloc(bytes)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let (mut won, mut refused, mut other) = (0, 0, 0);
+        for made in runners
+            .into_iter()
+            .flat_map(|runner| runner.join().expect("a thread"))
+        {
+            match made {
+                Ok(at) => {
+                    won += 1;
+                    self.held.push((at, bytes, self.device));
+                }
+                Err(2) => refused += 1,
+                Err(_) => other += 1,
+            }
+        }
+        format!("won {won} refused {refused} other {other}")
+    }
+
+    fn free(&mut self, which: impl Fn(usize, u64) -> bool) -> String {
+        let held = std::mem::take(&mut self.held);
+        let mut count = 0;
+        for (number, (at, bytes, device)) in held.into_iter().enumerate() {
+            if which(number, at) {
+                let status = call!(self.cuda.0, "cuMemFree_v2", at => u64);
+                if status != 0 {
+                    return format!("error {status}");
+                }
+                count += 1;
+            } else {
+                self.held.push((at, bytes, device));
+            }
+        }
+        format!("ok {count}")
+    }
+
+    fn fill(&self, word: u32) -> String {
+        for &(at, bytes, device) in &self.held {
+            self.cuda.current(self.contexts[device]);
+            let word = word.wrapping_add(u32::try_from(at >> 9 & 0xffff_ffff).unwrap_or(0));
+            let status =
+                call!(self.cuda.0, "cuMemsetD32_v2", at => u64, word => u32, bytes / 4 => usize);
+            if status != 0 {
+                return format!("error {status}");
+            }
+        }
+        for &context in self.contexts.iter().filter(|context| **context != 0) {
+            self.cuda.current(context);
+            match call!(self.cuda.0, "cuCtxSynchronize",) {
+                0 => {}
+                code => return format!("error {code}"),
+            }
+        }
+        self.cuda.current(self.contexts[self.device]);
+        "ok".to_owned()
+    }
+
+    fn check(&self, word: u32) -> String {
+        for &(at, bytes, device) in &self.held {
+            self.cuda.current(self.contexts[device]);
+            let word = word.wrapping_add(u32::try_from(at >> 9 & 0xffff_ffff).unwrap_or(0));
+            let mut data = vec![0u32; bytes / 4];
+            let to = data.as_mut_ptr().cast();
+            let status = call!(self.cuda.0, "cuMemcpyDtoH_v2", to => *mut c_void, at => u64, bytes / 4 * 4 => usize);
+            if status != 0 {
+                return format!("error {status}");
+            }
+            if data.iter().any(|got| *got != word) {
+                return format!("bad {bytes} bytes at {at:#x} changed");
+            }
+        }
+        self.cuda.current(self.contexts[self.device]);
+        "ok".to_owned()
+    }
+
+    fn answer(&mut self, words: &[&str]) -> Option<String> {
+        let number = |at: usize| words.get(at).and_then(|word| word.parse::<usize>().ok());
+        Some(match *words.first()? {
+            "device" => {
+                self.use_device(number(1)?);
+                "ok".to_owned()
+            }
+            "alloc" => self.keep(self.cuda.alloc(number(1)?), number(1)?),
+            "ordered" => self.keep(self.cuda.ordered(number(1)?), number(1)?),
+            "physical" => match self
+                .cuda
+                .physical(number(1)?, i32::try_from(self.device).ok()?)
+            {
+                Ok(handle) => {
+                    self.handles.push(handle);
+                    format!("ok {handle:#x}")
+                }
+                Err(code) => format!("error {code}"),
+            },
+            "race" => self.race(number(1)?, number(2)?, number(3)?),
+            "free" => match *words.get(1)? {
+                "all" => {
+                    for handle in std::mem::take(&mut self.handles) {
+                        let _ = call!(self.cuda.0, "cuMemRelease", handle => u64);
+                    }
+                    self.free(|_, _| true)
+                }
+                "last" => {
+                    let last = self.held.len().checked_sub(1)?;
+                    self.free(|number, _| number == last)
+                }
+                address => {
+                    let wanted = u64::from_str_radix(address.trim_start_matches("0x"), 16).ok()?;
+                    self.free(|_, at| at == wanted)
+                }
+            },
+            "every" => {
+                let step = number(1)?.max(1);
+                self.free(|number, _| number.is_multiple_of(step))
+            }
+            "info" => {
+                let (mut free, mut total) = (0usize, 0usize);
+                let status = call!(self.cuda.0, "cuMemGetInfo_v2", &raw mut free => *mut usize,
+                    &raw mut total => *mut usize);
+                if status == 0 {
+                    format!("{free} {total}")
+                } else {
+                    format!("error {status}")
+                }
+            }
+            "total" => {
+                let mut total = 0usize;
+                let ordinal = i32::try_from(self.device).ok()?;
+                let status = call!(self.cuda.0, "cuDeviceTotalMem_v2", &raw mut total => *mut usize, ordinal => i32);
+                if status == 0 {
+                    total.to_string()
+                } else {
+                    format!("error {status}")
+                }
+            }
+            "nvml" => nvml()?,
+            "fill" => self.fill(words.get(1)?.parse().ok()?),
+            "check" => self.check(words.get(1)?.parse().ok()?),
+            // SAFETY: the child only sleeps.
+            "fork" => match unsafe { libc::fork() } {
+                0 => loop {
+                    // SAFETY: no arguments, no memory.
+                    unsafe { libc::pause() };
+                },
+                child => child.to_string(),
+            },
+            "exit" => std::process::exit(i32::try_from(number(1)?).ok()?),
+            // SAFETY: ends the process.
+            "_exit" => unsafe { libc::_exit(i32::try_from(number(1)?).ok()?) },
+            _ => return None,
+        })
+    }
+}
+
+fn nvml() -> Option<String> {
+    let library = Library::open("libnvidia-ml.so.1")?;
+    let mut device = 0usize;
+    let mut memory = [0u64; 3];
+    let status = call!(library, "nvmlInit_v2",)
+        | call!(library, "nvmlDeviceGetHandleByIndex_v2", 0 => u32, &raw mut device => *mut usize)
+        | call!(library, "nvmlDeviceGetMemoryInfo", device => usize, memory.as_mut_ptr() => *mut u64);
+    let [total, free, used] = memory;
+    Some(if status == 0 {
+        format!("{used} {free} {total}")
+    } else {
+        format!("error {status}")
+    })
+}
+
+fn main() {
+    let mut probe = Probe::new();
+    say("ready");
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { return };
+        let words: Vec<&str> = line.split_whitespace().collect();
+        say(&probe
+            .answer(&words)
+            .unwrap_or_else(|| format!("what is {line:?}?")));
+    }
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
