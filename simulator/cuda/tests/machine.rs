@@ -37,17 +37,35 @@ fn symbol(name: &str) -> *mut c_void {
     }
 }
 
-/// Calls a driver function with up to eleven integer or pointer arguments.
+/// Calls a driver function with integers and pointers, each as one word: the driver's own
+/// parameters are no wider, and narrower ones lie in the low bits.
+fn call<const N: usize>(name: &str, args: [usize; N]) -> u32 {
+    let address = symbol(name);
+    let mut a = [0; 11];
+    a[..N].copy_from_slice(&args);
+    type Function = extern "C" fn(
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+    ) -> u32;
+    // SAFETY: a function of the C calling convention that reads at most the first N words, which
+    // are valid for it; more than it reads does no harm.
+    let function: Function = unsafe { std::mem::transmute(address) };
+    function(
+        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10],
+    )
+}
+
 macro_rules! cu {
-    ($name:ident($($arg:expr),*)) => {{
-        // SAFETY: the driver's functions take integers and pointers in registers of 64 bits, which
-        // is what every argument is cast to.
-        let function: unsafe extern "C" fn($(cu!(@word $arg)),*) -> u32 =
-            unsafe { std::mem::transmute(symbol(stringify!($name))) };
-        // SAFETY: arguments as documented for the function.
-        unsafe { function($($arg as usize),*) }
-    }};
-    (@word $arg:expr) => { usize };
+    ($name:ident($($arg:expr),*)) => { call(stringify!($name), [$($arg as usize),*]) };
 }
 
 macro_rules! ok {
