@@ -234,10 +234,15 @@ impl Server {
     }
 
     fn serve(&self, connection: &UnixStream) -> anyhow::Result<bool> {
-        let stream = self.device.stream()?;
+        let mut stream: Option<Arc<CudaStream>> = None;
         for line in BufReader::new(connection).lines() {
-            let line = line?;
-            let (answer, quit) = self.answer(&stream, &line, Instant::now());
+            let (line, arrived) = (line?, Instant::now());
+            // Made when first needed and not when connected: whatever it waits for is the request's time.
+            let stream = match &stream {
+                Some(stream) => stream.clone(),
+                None => stream.insert(self.device.stream()?).clone(),
+            };
+            let (answer, quit) = self.answer(&stream, &line, arrived);
             writeln!(&*connection, "{answer}")?;
             if quit {
                 return Ok(true);

@@ -14,6 +14,7 @@ mod view;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -110,11 +111,10 @@ fn run(show_: &Show) -> anyhow::Result<()> {
         .collect();
     let view = View::start(coordinator.clone(), &names);
     let mut models = Vec::new();
-    for (number, name) in names.iter().enumerate() {
-        view.note(&format!("{name}: making weights"));
-        let file = show_.folder.join(format!("{name}.weights"));
-        let checksum = weights::write(&file, show_.weights, number as u64 + 1)
-            .with_context(|| format!("cannot write {}", file.display()))?;
+    let made = make_weights(show_, &names);
+    for name in &names {
+        view.note(&format!("{name}: waiting for its weights to be made"));
+        let (file, checksum) = made.recv().context("making weights ended early")??;
         view.note(&format!(
             "{name}: starting, loading {}",
             show(show_.weights)
@@ -156,4 +156,22 @@ fn run(show_: &Show) -> anyhow::Result<()> {
         println!("{}", report.json());
     }
     Ok(())
+}
+
+/// Makes the files one after another on a thread of its own, so that the next is made while one is loaded.
+fn make_weights(show_: &Show, names: &[String]) -> mpsc::Receiver<anyhow::Result<(PathBuf, u64)>> {
+    let (done, made) = mpsc::channel();
+    let (names, folder, bytes) = (names.to_vec(), show_.folder.clone(), show_.weights);
+    std::thread::spawn(move || {
+        for (number, name) in names.iter().enumerate() {
+            let file = folder.join(format!("{name}.weights"));
+            let written = weights::write(&file, bytes, number as u64 + 1);
+            let written = written.with_context(|| format!("cannot write {}", file.display()));
+            // Nobody listens any more when the demo has failed.
+            if done.send(written.map(|checksum| (file, checksum))).is_err() {
+                break;
+            }
+        }
+    });
+    made
 }

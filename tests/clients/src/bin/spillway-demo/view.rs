@@ -26,7 +26,7 @@ struct State {
     note: String,
     /// Lines that stand on the terminal and are drawn over.
     drawn: usize,
-    /// What was printed last where there is no terminal.
+    /// The gist of what was printed last where there is no terminal.
     last: String,
 }
 
@@ -92,15 +92,40 @@ impl Drop for View {
     }
 }
 
+/// (on the GPU, on the host). While a program allocates, its grant runs ahead of what is there: who is not being
+/// swapped has everything on the GPU.
+fn places(workload: &Workload) -> (u64, u64) {
+    match workload.state.as_str() {
+        "resident" => (workload.used, 0),
+        _ => (
+            workload.resident.min(workload.used),
+            workload.used.saturating_sub(workload.resident),
+        ),
+    }
+}
+
 /// `#` per part on the GPU, `.` per part on the host.
 fn bar(workload: &Workload) -> String {
-    let whole = workload.used.max(workload.resident).max(1);
-    let here = usize::try_from((workload.resident * CELLS).div_ceil(whole).min(CELLS)).unwrap_or(0);
+    let (here, there) = places(workload);
+    let whole = here + there;
     let cells = usize::try_from(CELLS).unwrap_or(0);
-    if workload.used == 0 && workload.resident == 0 {
+    if whole == 0 {
         return " ".repeat(cells);
     }
+    let here = usize::try_from((here * CELLS + whole / 2) / whole)
+        .unwrap_or(0)
+        .min(cells);
     format!("{}{}", "#".repeat(here), ".".repeat(cells - here))
+}
+
+/// What a line off a terminal is about: states, and how far a swap is by quarters.
+fn gist(workload: &Workload) -> String {
+    let (here, there) = places(workload);
+    format!(
+        "{} {} ",
+        workload.state,
+        (here * 4).checked_div(here + there).unwrap_or(0)
+    )
 }
 
 impl Inner {
@@ -110,10 +135,10 @@ impl Inner {
         };
         let find = |name: &String| workloads.iter().find(|(n, _)| n == name).map(|(_, w)| w);
         let mut lines = Vec::new();
-        let mut short = Vec::new();
+        let (mut short, mut gists) = (Vec::new(), String::new());
         for name in &self.names {
             let Some(workload) = find(name) else { continue };
-            let host = workload.used.saturating_sub(workload.resident);
+            let (here, there) = places(workload);
             let waits = workload
                 .waiting_for
                 .as_ref()
@@ -127,11 +152,12 @@ impl Inner {
             lines.push(format!(
                 "  {name}  [{}]  GPU {:>9}  host {:>9}  {}{waits}{stuck}",
                 bar(workload),
-                show(workload.resident),
-                show(host),
+                show(here),
+                show(there),
                 workload.state,
             ));
-            short.push(format!("{name} [{}] {}", bar(workload), workload.state));
+            short.push(format!("{name} [{}] {:<9}", bar(workload), workload.state));
+            gists.push_str(&gist(workload));
         }
         let mut out = std::io::stdout().lock();
         if self.terminal {
@@ -148,10 +174,10 @@ impl Inner {
             }
             state.drawn = lines.len();
         } else {
-            let line = short.join("   ");
-            if !line.is_empty() && line != state.last {
+            let line = short.join(" ");
+            if !line.is_empty() && gists != state.last {
                 let _ = writeln!(out, "{:6.1} s  {line}", self.begun.elapsed().as_secs_f64());
-                state.last = line;
+                state.last = gists;
             }
         }
         let _ = out.flush();
