@@ -10,7 +10,7 @@ use crate::driver::{Status, call};
 use crate::heap::HostPiece;
 use crate::lock;
 use crate::runtime::Runtime;
-use crate::session::{self, Segment};
+use crate::session::{self, Segment, Session};
 use crate::vmm;
 
 /// The size of a segment that is asked for, where that much is needed.
@@ -19,12 +19,26 @@ const SEGMENT: u64 = 256 << 20;
 const LEAST: u64 = 8 * GRANULE;
 /// Surplus kept before a segment is given back.
 const SURPLUS: u64 = 512 << 20;
+/// How long populating a segment may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// `CU_MEMHOSTREGISTER_PORTABLE`
 const PORTABLE: u32 = 1;
 /// `CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED`
 const ALREADY_REGISTERED: i32 = 712;
 /// `CU_STREAM_NON_BLOCKING`
 const NON_BLOCKING: u32 = 1;
+
+/// What became of the segment that was ordered.
+enum Arrival {
+    /// None was.
+    Nothing,
+    /// It is not there yet.
+    Awaited,
+    /// It is there.
+    Came,
+    /// There will be none.
+    Failed,
+}
 
 /// A segment in this process.
 struct Mapped {
@@ -45,6 +59,9 @@ pub struct HostMemory {
     streams: HashMap<usize, usize>,
     /// Where the next piece goes: segment and offset.
     cursor: (usize, u64),
+    /// Asked for and not there yet: its ticket, and since when. Populating takes long, and the pager
+    /// has more to do: commands to obey, activity to see.
+    ordered: Option<(u64, Instant)>,
     /// Do not ask again before this.
     pause: Option<Instant>,
     surplus_since: Option<Instant>,
@@ -65,13 +82,18 @@ impl HostMemory {
         }
         self.forget_retired(runtime);
         let want = lock(&runtime.heap).pageable_bytes();
+        match self.arrived(runtime) {
+            // The rest can wait until then.
+            Arrival::Awaited => return,
+            Arrival::Failed => self.pause = Some(Instant::now() + Duration::from_secs(1)),
+            Arrival::Came => runtime.pager.poke(),
+            Arrival::Nothing => {}
+        }
         let have = self.bytes();
         if have < want && self.pause.is_none_or(|until| Instant::now() >= until) {
             self.pause = None;
-            if self.grow(runtime, want - have).is_err() {
+            if !self.order(runtime, want - have) {
                 self.pause = Some(Instant::now() + Duration::from_secs(1));
-            } else {
-                runtime.pager.poke();
             }
             return;
         }
@@ -82,9 +104,44 @@ impl HostMemory {
         self.shrink(runtime, have.saturating_sub(want), idle_for);
     }
 
+    fn order(&mut self, runtime: &Runtime, missing: u64) -> bool {
+        let size = granules_up(missing).clamp(LEAST, SEGMENT);
+        let ticket = runtime
+            .session
+            .as_ref()
+            .and_then(|session| session.order_segment(size));
+        self.ordered = ticket.map(|ticket| (ticket, Instant::now()));
+        ticket.is_some()
+    }
+
+    fn arrived(&mut self, runtime: &Runtime) -> Arrival {
+        let (Some((ticket, since)), Some(session)) = (self.ordered, &runtime.session) else {
+            return Arrival::Nothing;
+        };
+        let answer = match session.take_segment(ticket) {
+            None if since.elapsed() < PATIENCE => return Arrival::Awaited,
+            None => session.await_segment(ticket, Duration::ZERO),
+            Some(answer) => answer,
+        };
+        self.ordered = None;
+        match answer.and_then(|segment| self.map(session, segment)) {
+            Ok(()) => Arrival::Came,
+            Err(_) => Arrival::Failed,
+        }
+    }
+
+    /// Asks for more and waits for it.
     fn grow(&mut self, runtime: &Runtime, missing: u64) -> Result<(), String> {
         let session = runtime.session.as_ref().ok_or("there is no coordinator")?;
-        let segment = session.segment(granules_up(missing).clamp(LEAST, SEGMENT))?;
+        if self.ordered.is_none() && !self.order(runtime, missing) {
+            return Err("no coordinator answered".to_owned());
+        }
+        let (ticket, _) = self.ordered.take().ok_or("nothing is ordered")?;
+        let segment = session.await_segment(ticket, PATIENCE)?;
+        self.map(session, segment)
+    }
+
+    fn map(&mut self, session: &Session, segment: Segment) -> Result<(), String> {
         let bytes = usize::try_from(segment.bytes).map_err(|_| "segment too large")?;
         match session::map(&segment.file, bytes, true) {
             Ok(address) => {

@@ -248,11 +248,24 @@ impl Session {
         });
     }
 
-    /// Sends a request and waits for its answer.
-    fn ask(&self, make: impl Fn(u64) -> FromProcess, patience: Option<Duration>) -> Answer {
+    /// Sends a request; its answer is waited for or looked for by its ticket. `None`: nobody is there.
+    fn order(&self, make: impl Fn(u64) -> FromProcess) -> Option<u64> {
         let ticket = self.tickets.fetch_add(1, SeqCst);
         lock(&self.shared).answers.insert(ticket, None);
-        let sent = self.send(&make(ticket));
+        if self.send(&make(ticket)) {
+            return Some(ticket);
+        }
+        lock(&self.shared).answers.remove(&ticket);
+        None
+    }
+
+    /// Sends a request and waits for its answer.
+    fn ask(&self, make: impl Fn(u64) -> FromProcess, patience: Option<Duration>) -> Answer {
+        self.order(make)
+            .map_or(Answer::Lost, |ticket| self.await_answer(ticket, patience))
+    }
+
+    fn await_answer(&self, ticket: u64, patience: Option<Duration>) -> Answer {
         let until = patience.map(|p| Instant::now() + p);
         let mut shared = lock(&self.shared);
         loop {
@@ -264,7 +277,7 @@ impl Session {
                     .unwrap_or(Answer::Lost);
             }
             let now = Instant::now();
-            if !sent || shared.socket.is_none() || until.is_some_and(|u| now >= u) {
+            if shared.socket.is_none() || until.is_some_and(|u| now >= u) {
                 shared.answers.remove(&ticket);
                 return Answer::Lost;
             }
@@ -308,15 +321,24 @@ impl Session {
         }
     }
 
-    /// Asks for a host segment; waits until it is populated.
+    /// Asks for a host segment. The answer comes when it is populated; it is news, and taken by
+    /// [`Session::take_segment`] or [`Session::await_segment`]. `None`: there is no coordinator.
+    pub fn order_segment(&self, bytes: u64) -> Option<u64> {
+        self.order(|ticket| FromProcess::Segment { ticket, bytes })
+    }
+
+    /// The segment that was ordered, if it is there; `None`: not yet.
+    pub fn take_segment(&self, ticket: u64) -> Option<Result<Segment, String>> {
+        let waits = matches!(lock(&self.shared).answers.get(&ticket), Some(None));
+        (!waits).then(|| self.await_segment(ticket, Duration::ZERO))
+    }
+
+    /// Waits for the segment that was ordered; one that comes later is given back.
     ///
     /// # Errors
-    /// One line that says why not.
-    pub fn segment(&self, bytes: u64) -> Result<Segment, String> {
-        match self.ask(
-            |ticket| FromProcess::Segment { ticket, bytes },
-            Some(Duration::from_secs(60)),
-        ) {
+    /// One line that says why there is none.
+    pub fn await_segment(&self, ticket: u64, patience: Duration) -> Result<Segment, String> {
+        match self.await_answer(ticket, Some(patience)) {
             Answer::Segment {
                 segment: Some(segment),
                 ..
@@ -402,6 +424,7 @@ impl Session {
             ToProcess::RefreshReply { ticket } => (ticket, Answer::Refreshed),
             ToProcess::Welcome { .. } | ToProcess::Refused { .. } => return true,
         };
+        let segment_came = matches!(answer, Answer::Segment { .. });
         let mut shared = lock(&self.shared);
         if let Some(slot) = shared.answers.get_mut(&ticket) {
             *slot = Some(answer);
@@ -417,6 +440,9 @@ impl Session {
         }
         drop(shared);
         self.changed.notify_all();
+        if segment_came {
+            (self.on_news)();
+        }
         true
     }
 
