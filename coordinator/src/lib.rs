@@ -4,3 +4,4 @@ pub mod api;
 pub mod cli;
 pub mod daemon;
 pub mod model;
+pub mod snapshot;

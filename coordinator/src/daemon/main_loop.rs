@@ -23,6 +23,7 @@ use super::nvml::Nvml;
 use super::options::{OnStuck, Options, default_reserve};
 use super::pages::PageTable;
 use super::pool::Pool;
+use super::publish::Publisher;
 use super::rundir::{RunDir, default_dir};
 use super::sampler::Sampler;
 use super::session::{Session, Stage};
@@ -72,6 +73,9 @@ pub fn run(options: Options) -> Result<()> {
     let waker = Waker::new()?;
     let mut daemon = Daemon::new(options, &run_dir, gpus, requests, waker.clone())?;
     daemon.watch(&signals)?;
+    let mut publisher = Publisher::new(run_dir.path(), daemon.instance)
+        .inspect_err(|text| tracing::warn!("{text}"))
+        .ok();
     let control = Arc::new(Handle::new(sender, waker));
     std::thread::Builder::new()
         .name("api".to_owned())
@@ -80,7 +84,7 @@ pub fn run(options: Options) -> Result<()> {
                 tracing::error!(%error, "api.sock is no longer served");
             }
         })?;
-    let result = daemon.serve(&signals);
+    let result = daemon.serve(&signals, publisher.as_mut());
     run_dir.clear();
     result
 }
@@ -206,7 +210,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn serve(&mut self, signals: &SignalFd) -> Result<()> {
+    fn serve(&mut self, signals: &SignalFd, mut publisher: Option<&mut Publisher>) -> Result<()> {
         let mut events = vec![EpollEvent::empty(); 256];
         loop {
             let timeout = self.timeout();
@@ -237,6 +241,17 @@ impl Daemon {
                 self.sampled(&sample);
             }
             self.round();
+            if let Some(publisher) = publisher.as_deref_mut() {
+                self.publish(publisher);
+            }
+        }
+    }
+
+    fn publish(&mut self, publisher: &mut Publisher) {
+        let time = now();
+        if publisher.is_due(time, self.arbiter.is_busy(), &self.events) {
+            let status = self.status();
+            publisher.publish(time, &status, &self.events);
         }
     }
 

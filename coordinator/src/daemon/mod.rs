@@ -22,6 +22,7 @@
 //! | `events` | the event log |
 //! | `handle` | [`crate::model::Control`] for other threads |
 //! | `view` | status and metrics |
+//! | `publish` | the snapshot in shared memory |
 
 mod apply;
 mod events;
@@ -34,6 +35,7 @@ mod nvml;
 mod options;
 mod pages;
 mod pool;
+mod publish;
 mod register;
 mod rundir;
 mod sampler;
@@ -46,3 +48,24 @@ mod view;
 
 pub use main_loop::run;
 pub use options::{OnStuck, Options};
+
+/// What tests of the daemon from outside need of it.
+#[doc(hidden)]
+pub mod testing {
+    use std::os::fd::{BorrowedFd, OwnedFd};
+
+    pub use super::main_loop::now;
+    use super::socket::{self, Read};
+
+    /// The next packet on a session socket; `None`: nothing at the moment.
+    ///
+    /// # Errors
+    /// The other side has closed it.
+    pub fn read(socket: BorrowedFd<'_>) -> nix::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+        match socket::read(socket)? {
+            Read::Packet(packet) => Ok(Some((packet.bytes, packet.descriptors))),
+            Read::Nothing => Ok(None),
+            Read::Closed => Err(nix::Error::EPIPE),
+        }
+    }
+}

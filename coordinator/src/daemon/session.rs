@@ -17,7 +17,7 @@ use super::socket;
 /// Packets that may wait for a process that does not read. The socket itself holds some hundred more.
 const MAX_QUEUED: usize = 256;
 /// Growths that one process may have unanswered: each is a thread of its that waits.
-pub const MAX_GROWTHS: usize = 1024;
+pub const MAX_GROWTHS: usize = 256;
 /// Segments that one process may have ordered and not received.
 pub const MAX_ORDERED: usize = 64;
 /// Notes that one process may leave in [`NOTE_PERIOD`].

@@ -66,7 +66,7 @@ impl Daemon {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let mut workloads: Vec<Workload> = self
             .arbiter
             .workload_ids()
