@@ -71,6 +71,9 @@ impl Daemon {
             .unwrap_or(false);
         let (number, reason, text) = match result {
             Outcome::Granted => {
+                if backed {
+                    self.host_granted(id);
+                }
                 return self.send_grown(id, ticket, outcome::GRANTED, backed, String::new());
             }
             Outcome::Limit(text) => (outcome::LIMIT, "limit", text),

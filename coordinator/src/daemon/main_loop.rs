@@ -159,6 +159,7 @@ impl Daemon {
             operations: std::collections::BTreeMap::new(),
             returning: Vec::new(),
             refreshing: Vec::new(),
+            sample_again: Nanos::MAX,
             refused: std::collections::BTreeMap::new(),
             adopting_until: (in_use && window > 0).then(|| started + window),
             news: std::collections::BTreeSet::new(),
@@ -262,6 +263,10 @@ impl Daemon {
             self.adopting_until = None;
             self.arbiter.set_frozen(time, &mut self.pages, false);
             self.register_held();
+        }
+        if time >= self.sample_again {
+            self.sample_again = Nanos::MAX;
+            self.ask_sample();
         }
         // While nothing is under way only those who sent something have news.
         let look: Vec<ProcessId> = if self.arbiter.is_busy() {

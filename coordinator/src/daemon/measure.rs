@@ -15,6 +15,9 @@ const REFRESH_AT_MOST: Nanos = 50 * MILLISECOND;
 /// What the dead held is granted again after this long even if the driver still shows it.
 const RETURN_AT_MOST: Nanos = 5 * SECOND;
 
+/// While memory of strangers is in somebody's way, it is measured this often.
+const SAMPLE_AGAIN: Nanos = 50 * MILLISECOND;
+
 impl Daemon {
     /// Asks for a sample, and remembers what is charged before it begins.
     pub(super) fn ask_sample(&mut self) {
@@ -36,6 +39,10 @@ impl Daemon {
             self.measure_overhead(id, sample);
         }
         self.find_foreign();
+        if self.arbiter.is_busy() && self.devices.iter().any(|d| d.foreign != [0; 2]) {
+            // Somebody may be waiting for what was only late to be shown as free.
+            self.sample_again = now() + SAMPLE_AGAIN;
+        }
         self.find_returned(sample);
         self.answer_refreshes(sample);
         let workloads: Vec<_> = self.workloads.keys().copied().collect();

@@ -36,15 +36,18 @@ impl Pair {
         self.observed.devices.get(self.index(device)?)
     }
 
-    /// Pageable bytes that the process reports, at most as many as it was granted.
-    pub fn pageable(&self) -> u64 {
-        let granted = self
-            .desired
+    /// All that the process was granted, over its devices.
+    pub fn granted(&self) -> u64 {
+        self.desired
             .devices
             .iter()
             .map(|device| device.grant.load(SeqCst))
-            .fold(0, u64::saturating_add);
-        self.observed.pageable.load(SeqCst).min(granted)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Pageable bytes that the process reports, at most as many as it was granted.
+    pub fn pageable(&self) -> u64 {
+        self.observed.pageable.load(SeqCst).min(self.granted())
     }
 }
 

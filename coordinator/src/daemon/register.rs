@@ -445,6 +445,7 @@ impl Daemon {
             next_segment,
             ordered: (0, 0),
             host_grant,
+            host_promise: (0, 0),
             swap: register.swap,
             backed: BTreeMap::new(),
             seen_state: 0,

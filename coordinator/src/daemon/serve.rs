@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::SeqCst;
 
-use spillway_arbiter::{Growth, ProcessId};
+use spillway_arbiter::{Growth, MILLISECOND, Nanos, ProcessId};
 use spillway_protocol::message::{FromProcess, ToProcess, outcome};
 use spillway_protocol::page::{State, lower_grant};
 use spillway_protocol::{GRANULE, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
@@ -14,9 +14,19 @@ use spillway_protocol::{GRANULE, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
 use super::apply::report;
 use super::main_loop::now;
 use super::pool::Made;
-use super::session::{MAX_GROWTHS, MAX_NOTES, MAX_ORDERED, NOTE_PERIOD};
+use super::session::{Live, MAX_GROWTHS, MAX_NOTES, MAX_ORDERED, NOTE_PERIOD};
 use super::socket::Packet;
 use super::state::{Daemon, Refreshing};
+
+/// For how long host memory is left to who was told of it: as long as the arbiter leaves a grant.
+const HOST_PROMISE: Nanos = 20 * MILLISECOND;
+
+/// What a process holds of its host grant, or was promised and is about to take.
+fn promised_host(live: &Live, pageable: u64, growing: u64) -> u64 {
+    let (level, until) = live.host_promise;
+    let promised = if now() < until { level } else { 0 };
+    pageable.saturating_add(growing).max(promised)
+}
 
 impl Daemon {
     /// One packet of a registered process.
@@ -117,22 +127,23 @@ impl Daemon {
         if bytes > limit {
             return true;
         }
-        // Other threads' growths have taken their part of the host grant and not yet of `pageable`.
-        let waiting = self.arbiter.growing(id);
-        let wanted = pair
-            .pageable()
-            .saturating_add(waiting)
-            .saturating_add(pageable);
+        let base = promised_host(live, pair.pageable(), self.arbiter.growing(id));
+        let wanted = base.saturating_add(pageable);
         let more = wanted.saturating_sub(has);
         if more > 0 && !self.pool.reserve(more) {
-            self.gather_host(more);
-            if !self.pool.reserve(more) {
+            // Pinned memory stays pinned: rather ask somebody to ask again.
+            let found = [true, false].into_iter().any(|keeps_promises| {
+                self.gather_host(id, more, keeps_promises);
+                self.pool.reserve(more)
+            });
+            if !found {
                 return false;
             }
         }
         let grant = has.saturating_add(more);
         if let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) {
             live.host_grant = grant;
+            live.host_promise = (wanted, now() + HOST_PROMISE);
         }
         if let Some(pair) = self.pages.0.get(&id) {
             pair.desired.host_grant.store(grant, SeqCst);
@@ -140,20 +151,44 @@ impl Daemon {
         true
     }
 
-    /// Takes back host memory that was reserved and is not used.
-    fn gather_host(&mut self, wanted: u64) {
+    /// A granted growth: its host memory is left alone for a moment, and where the pool has plenty
+    /// there is as much of it as of the device, so that one question is enough for both.
+    pub(super) fn host_granted(&mut self, id: ProcessId) {
+        let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) else {
+            return;
+        };
+        let Some(pair) = self.pages.0.get(&id) else {
+            return;
+        };
+        live.host_promise.1 = now() + HOST_PROMISE;
+        let more = pair.granted().saturating_sub(live.host_grant);
+        let plenty = self.pool.capacity() / 8 * 7;
+        if live.swap && more > 0 && self.pool.reserved().saturating_add(more) <= plenty {
+            self.pool.reserve(more);
+            live.host_grant += more;
+            pair.desired.host_grant.store(live.host_grant, SeqCst);
+        }
+    }
+
+    /// Takes back host memory that others have reserved and do not use.
+    fn gather_host(&mut self, asking: ProcessId, wanted: u64, keeps_promises: bool) {
         let mut taken = 0;
         for (id, session) in &mut self.sessions {
             if taken >= wanted {
                 return;
             }
-            let Some(live) = session.live().filter(|live| live.awake) else {
+            let Some(live) = session.live().filter(|live| live.awake && *id != asking) else {
                 continue;
             };
             let Some(pair) = self.pages.0.get(id) else {
                 continue;
             };
-            let needed = pair.pageable().saturating_add(self.arbiter.growing(*id));
+            let growing = self.arbiter.growing(*id);
+            let needed = if keeps_promises {
+                promised_host(live, pair.pageable(), growing)
+            } else {
+                pair.pageable().saturating_add(growing)
+            };
             if needed >= live.host_grant {
                 continue;
             }

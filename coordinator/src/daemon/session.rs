@@ -62,6 +62,8 @@ pub struct Live {
     pub ordered: (usize, u64),
     /// Bytes of the pool that are reserved for it.
     pub host_grant: u64,
+    /// The host grant up to this level is left alone until then.
+    pub host_promise: (u64, Nanos),
     /// May be swapped: its host memory is reserved.
     pub swap: bool,
     /// Growths under way: whether the pool backs them.

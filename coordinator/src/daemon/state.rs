@@ -150,6 +150,8 @@ pub struct Daemon {
     pub(super) operations: BTreeMap<OperationId, Operation>,
     pub(super) returning: Vec<Returning>,
     pub(super) refreshing: Vec<Refreshing>,
+    /// When to ask for a sample; `Nanos::MAX`: only as ever.
+    pub(super) sample_again: Nanos,
     pub(super) refused: BTreeMap<String, u64>,
     /// Until then nothing new is given; `None`: that time is over.
     pub(super) adopting_until: Option<Nanos>,

@@ -44,7 +44,7 @@ pub fn hold_and_fork(run_dir: &std::path::Path) {
         FcntlArg::F_SETFD(FdFlag::empty()),
     )
     .expect("inheritable");
-    let child = Command::new("sleep")
+    let mut child = Command::new("sleep")
         .arg("60")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -53,9 +53,8 @@ pub fn hold_and_fork(run_dir: &std::path::Path) {
         .expect("sleep runs");
     println!("CHILD {}", child.id());
     println!("READY");
-    loop {
-        std::thread::sleep(std::time::Duration::from_secs(60));
-    }
+    let _ = child.wait();
+    drop(process);
 }
 
 #[test]
