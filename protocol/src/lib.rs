@@ -8,8 +8,10 @@ pub mod limits;
 pub mod message;
 pub mod names;
 pub mod page;
+pub mod settings;
 pub mod size;
 pub mod wire;
 
 pub use limits::*;
+pub use settings::Settings;
 pub use size::{Amount, SizeError, format_bytes, parse_amount};

@@ -2,21 +2,16 @@
 //! bad value makes `cuInit` fail, so both `spillway run` and `spillway doctor` name it.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 
+use spillway_protocol::MAX_NAME;
 use spillway_protocol::names::{
-    ENV_DISABLE, ENV_LIMIT, ENV_NO_COORDINATOR, ENV_PRIORITY, ENV_REQUEST, ENV_SWAP, ENV_WORKLOAD,
-    valid_workload_name,
+    ENV_LIMIT, ENV_NO_COORDINATOR, ENV_PRIORITY, ENV_REQUEST, ENV_SWAP, ENV_WORKLOAD,
 };
-use spillway_protocol::{Amount, MAX_DEVICES, MAX_NAME, SizeError, parse_amount};
+use spillway_protocol::settings::Problem;
 
 use super::args::{RunArgs, Swap};
-
-/// Others' names for the same, read where ours are not set.
-const WHOLE_MIB: [&str; 2] = ["NVIDIA_GPU_MEMORY_REQUEST", "NVIDIA_GPU_MEMORY_LIMIT"];
-const OTHER_LIMIT: &str = "CUDA_DEVICE_MEMORY_LIMIT";
 
 /// How an environment is looked up.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -51,108 +46,65 @@ impl<'a> From<&'a RunArgs> for Options<'a> {
 /// Settings that the library will take.
 #[derive(Debug)]
 pub struct Settings {
-    values: Vec<Value>,
+    /// What is set, by options or by the environment, as text.
+    values: Vec<(&'static str, String)>,
     /// `SPILLWAY_DISABLE=1`: the library does nothing.
     pub disabled: bool,
     /// The library looks for no coordinator.
     pub no_coordinator: bool,
 }
 
-/// A setting, and who made it.
-#[derive(Debug)]
-struct Value {
-    text: String,
-    variable: &'static str,
-    from: &'static str,
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let between = if self.from.starts_with('-') { ' ' } else { '=' };
-        write!(f, "{}{between}{}", self.from, self.text)
+impl Options<'_> {
+    /// Each option with the variable that it stands for.
+    fn all(&self) -> [(&'static str, &'static str, Option<&str>); 5] {
+        [
+            ("--request", ENV_REQUEST, self.request),
+            ("--limit", ENV_LIMIT, self.limit),
+            ("--workload", ENV_WORKLOAD, self.workload),
+            ("--priority", ENV_PRIORITY, self.priority),
+            ("--swap", ENV_SWAP, self.swap),
+        ]
     }
 }
 
 impl Settings {
-    /// Checks everything.
+    /// Checks everything by the library's own rules, with the options before the environment.
     ///
     /// # Errors
     /// A line for each value that the library would refuse, naming who set it and what to write.
     pub fn check(options: &Options<'_>, environment: Lookup<'_>) -> Result<Self, Vec<String>> {
-        let mut problems = Vec::new();
-        let value = |option: Option<&str>, from, variable: &'static str| {
-            let set = |text: &str, from| Value {
-                text: text.to_owned(),
-                variable,
-                from,
-            };
-            // What is not UTF-8 counts as not set for the library, too.
-            let inherited = environment(variable).and_then(|text| text.into_string().ok());
-            option
-                .map(|text| set(text, from))
-                .or_else(|| inherited.map(|text| set(&text, variable)))
-        };
-        let request = value(options.request, "--request", ENV_REQUEST);
-        let limit = value(options.limit, "--limit", ENV_LIMIT);
-        let priority = value(options.priority, "--priority", ENV_PRIORITY);
-        let swap = value(options.swap, "--swap", ENV_SWAP).filter(|v| !v.text.is_empty());
-        let name = value(options.workload, "--workload", ENV_WORKLOAD);
-        let workload = name.filter(|v| !(v.text.is_empty() && v.from == ENV_WORKLOAD));
-
-        let mut amount = |value: Option<&Value>| {
-            let value = value?;
-            let amount = parse_amount(&value.text);
-            amount
-                .map_err(|error| problems.push(format!("{}: {error}", value.from)))
-                .ok()
-        };
-        let amounts = (amount(request.as_ref()), amount(limit.as_ref()));
-        let over = match amounts {
-            (Some(Amount::Bytes(request)), Some(Amount::Bytes(limit))) => request > limit,
-            (Some(Amount::Fraction(request)), Some(Amount::Fraction(limit))) => request > limit,
-            // A share against bytes: only the device can tell.
-            _ => false,
-        };
-        if let (true, Some(request), Some(limit)) = (over, &request, &limit) {
-            problems.push(format!(
-                "{request} is above {limit}: lower the request or raise the limit"
-            ));
-        }
-        let mut require = |value: Option<&Value>, valid: &dyn Fn(&str) -> bool, says: &str| {
-            if let Some(value) = value.filter(|value| !valid(&value.text)) {
-                problems.push(format!("{value}{says}"));
+        let all = options.all();
+        let get = |name: &str| {
+            let option = all.iter().find(|(_, variable, _)| *variable == name);
+            match option.and_then(|(_, _, value)| *value) {
+                Some(text) => Some(text.to_owned()),
+                // What is not UTF-8 counts as not set for the library, too.
+                None => environment(name).and_then(|text| text.into_string().ok()),
             }
         };
-        let integer = |text: &str| text.trim().parse::<i32>().is_ok();
-        require(priority.as_ref(), &integer, ": write an integer");
-        let known = |text: &str| matches!(text, "auto" | "never");
-        require(swap.as_ref(), &known, ": write auto or never");
-        let says = format!(
-            " is no workload name: 1 to {MAX_NAME} letters, digits, or any of . _ - / : after the \
-             first"
-        );
-        require(workload.as_ref(), &valid_workload_name, &says);
-        let text = |name: &str| environment(name).and_then(|text| text.into_string().ok());
-        let disabled = match text(ENV_DISABLE).as_deref() {
-            None | Some("" | "0") => false,
-            Some("1") => true,
-            Some(other) => {
-                problems.push(format!("{ENV_DISABLE}={other}: write 1 or 0"));
-                false
-            }
-        };
-        aliases(&mut problems, &text, (request.is_none(), limit.is_none()));
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let alone = text(ENV_NO_COORDINATOR).is_some_and(|v| !v.is_empty() && v != "0");
-        Ok(Self {
-            values: [request, limit, workload, priority, swap]
-                .into_iter()
-                .flatten()
+        let read = spillway_protocol::Settings::read(&get);
+        let mut problems: Vec<String> = match &read {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems
+                .iter()
+                .map(|problem| options.named(problem))
                 .collect(),
-            disabled,
-            no_coordinator: options.no_coordinator || alone,
+        };
+        // An empty variable is as good as none; an empty option is a slip.
+        if options.workload == Some("") {
+            problems.push("--workload is empty: write a name, or leave it out".to_owned());
+        }
+        let (Ok(read), true) = (read, problems.is_empty()) else {
+            return Err(problems);
+        };
+        Ok(Self {
+            values: all
+                .iter()
+                .filter_map(|(_, variable, _)| Some((*variable, get(variable)?)))
+                .filter(|(variable, text)| !(text.is_empty() && *variable == ENV_WORKLOAD))
+                .collect(),
+            disabled: read.disabled,
+            no_coordinator: options.no_coordinator || read.no_coordinator,
         })
     }
 
@@ -160,7 +112,7 @@ impl Settings {
     pub fn variables(&self, program: &OsStr) -> Vec<(&'static str, OsString)> {
         let values = self.values.iter();
         let mut variables: Vec<_> = values
-            .map(|v| (v.variable, OsString::from(&v.text)))
+            .map(|(variable, text)| (*variable, OsString::from(text)))
             .collect();
         if !variables.iter().any(|pair| pair.0 == ENV_WORKLOAD) {
             variables.push((ENV_WORKLOAD, default_name(program, unique()).into()));
@@ -172,34 +124,18 @@ impl Settings {
     }
 }
 
-/// The values that others' names give; `wanted`: request, limit are not set by our own.
-fn aliases(
-    problems: &mut Vec<String>,
-    text: &dyn Fn(&str) -> Option<String>,
-    wanted: (bool, bool),
-) {
-    let mut limited = false;
-    for (name, wanted) in WHOLE_MIB.into_iter().zip([wanted.0, wanted.1]) {
-        let Some(value) = text(name).filter(|_| wanted) else {
-            continue;
-        };
-        limited |= name == WHOLE_MIB[1];
-        let mib = value.trim().parse::<u64>().ok();
-        if mib.is_none_or(|mib| mib == 0 || mib.checked_mul(1 << 20).is_none()) {
-            problems.push(format!(
-                "{name}={value}: write whole MiB, for example 24576"
-            ));
+impl Options<'_> {
+    /// A problem, with the option in place of the variable where an option set it.
+    fn named(&self, problem: &Problem) -> String {
+        let mut text = problem.to_string();
+        for (option, variable, value) in self.all() {
+            if value.is_some() {
+                text = text
+                    .replace(&format!("{variable}="), &format!("{option} "))
+                    .replace(&format!("{variable}:"), &format!("{option}:"));
+            }
         }
-    }
-    if !wanted.1 || limited {
-        return;
-    }
-    let single = (0..MAX_DEVICES).map(|device| format!("{OTHER_LIMIT}_{device}"));
-    for name in std::iter::once(OTHER_LIMIT.to_owned()).chain(single) {
-        let read = |value: String| -> Result<Amount, SizeError> { parse_amount(&value) };
-        if let Some(Err(error)) = text(&name).map(read) {
-            problems.push(format!("{name}: {error}"));
-        }
+        text
     }
 }
 
@@ -230,6 +166,7 @@ fn unique() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spillway_protocol::names::{ENV_DISABLE, valid_workload_name};
 
     fn check(options: &Options<'_>, env: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
         Settings::check(options, &|name| {

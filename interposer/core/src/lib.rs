@@ -6,7 +6,6 @@
 
 #[macro_use]
 pub mod table;
-pub mod config;
 mod deferred;
 pub mod driver;
 pub mod entry;

@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::config::Config;
+use spillway_protocol::Settings;
+
 use crate::driver::{Status, call};
 use crate::runtime;
 use crate::table::sig;
@@ -63,8 +64,8 @@ fn told(device: *mut c_void, real_total: u64) -> Option<(u64, u64)> {
         let limit = runtime.desired().devices[index].limit.load(SeqCst);
         return Some(runtime.told(index)).map(|(free, _)| (free, limit));
     }
-    static CONFIG: OnceLock<Option<Config>> = OnceLock::new();
-    let config = CONFIG.get_or_init(|| Config::read(&|name| std::env::var(name).ok()).ok());
+    static CONFIG: OnceLock<Option<Settings>> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| Settings::read(&|name| std::env::var(name).ok()).ok());
     let config = config.as_ref().filter(|config| !config.disabled)?;
     let limit = config.limit_on(0, real_total)?;
     Some((limit, limit))

@@ -7,10 +7,9 @@ use std::sync::{Condvar, Mutex, Once};
 
 use spillway_protocol::message::{DeviceInfo, Register};
 use spillway_protocol::page::{self, Command, DESIRED_MAGIC, Desired, Observed, State, state};
-use spillway_protocol::{MAX_DEVICES, PROTOCOL_VERSION, names};
+use spillway_protocol::{MAX_DEVICES, PROTOCOL_VERSION, Settings, names};
 
 use super::{Device, Runtime, exiting, forked_child, get, passive, publish, set_passive};
-use crate::config::{Config, ConfigError};
 use crate::deferred::Deferred;
 use crate::driver::{Status, call};
 use crate::handles::Handles;
@@ -54,8 +53,10 @@ pub fn start() -> Result<(), StartFailure> {
 fn start_alone() -> Result<(), StartFailure> {
     let variable = |name: &str| std::env::var(name).ok();
     say::set_level(variable(names::ENV_LOG).as_deref());
-    let config = Config::read(&variable).map_err(|ConfigError(text)| {
-        say::error!("{text}; CUDA is refused to this process");
+    let config = Settings::read(&variable).map_err(|problems| {
+        for problem in problems {
+            say::error!("{problem}; CUDA is refused to this process");
+        }
         StartFailure(Status::INVALID_VALUE)
     })?;
     if config.disabled {
@@ -116,7 +117,7 @@ fn devices() -> Result<Vec<Device>, Status> {
     Ok(devices)
 }
 
-fn register(config: &Config, devices: &[Device]) -> Result<Option<Session>, StartFailure> {
+fn register(config: &Settings, devices: &[Device]) -> Result<Option<Session>, StartFailure> {
     if config.no_coordinator {
         return Ok(None);
     }
@@ -167,7 +168,7 @@ fn register(config: &Config, devices: &[Device]) -> Result<Option<Session>, Star
 }
 
 /// The page that holds without a coordinator: the grant is the limit.
-fn local_page(config: &Config, devices: &[Device]) -> (&'static Desired, bool) {
+fn local_page(config: &Settings, devices: &[Device]) -> (&'static Desired, bool) {
     let local: &'static Desired = Box::leak(Box::default());
     local.magic.store(DESIRED_MAGIC, SeqCst);
     local.command.store(
@@ -205,7 +206,7 @@ fn has_vmm(devices: &[Device]) -> bool {
     })
 }
 
-fn assemble(config: &Config, devices: Vec<Device>, session: Option<Session>) -> Runtime {
+fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -> Runtime {
     let (local, limited) = local_page(config, &devices);
     let observed: &'static Observed = match &session {
         Some(session) => session.observed(),
