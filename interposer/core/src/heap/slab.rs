@@ -120,7 +120,6 @@ mod tests {
                     live.push((offset, bytes));
                 }
             } else {
-                #[expect(clippy::cast_possible_truncation, reason = "an index")]
                 let (offset, bytes) = live.swap_remove((seed >> 33) as usize % live.len());
                 slab.give_back(offset, bytes);
             }
