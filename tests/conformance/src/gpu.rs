@@ -97,6 +97,12 @@ pub fn quiet() -> Result<usize, Stop> {
     Ok(figure)
 }
 
+/// For cases that let go of much: for some milliseconds after it another process may be told out of memory,
+/// and the next case is one.
+pub fn rest_after_a_release() {
+    std::thread::sleep(Duration::from_millis(200));
+}
+
 /// (free, total) of `cuMemGetInfo`.
 pub fn memory_info() -> Result<(usize, usize), Stop> {
     let (mut free, mut total) = (0, 0);

@@ -75,6 +75,7 @@ fn open_ipc(hex: &str) -> Outcome {
         "the opened memory holds other bytes"
     );
     ok!(cuMemsetD8_v2(address, 0x3c, 4096));
+    ok!(cuCtxSynchronize());
     ok!(cuIpcCloseMemHandle(address));
     ready_until_told()
 }

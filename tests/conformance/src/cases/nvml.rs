@@ -120,6 +120,9 @@ fn a_process_is_listed_with_its_memory() -> Outcome {
     let Some(own) = listed.iter().find(|p| p.pid == std::process::id()) else {
         skip!("{n} processes are listed, none with this pid: another pid namespace");
     };
+    if own.used_bytes == u64::MAX {
+        skip!("NVML knows this process but not what it uses");
+    }
     check!(own.used_bytes >= 256 * MIB as u64, "listed with {} bytes", own.used_bytes);
     check!(own.used_bytes < 4 * GIB as u64, "listed with {} bytes", own.used_bytes);
     observe!("beside 256 MiB the context takes {} bytes", own.used_bytes - 256 * MIB as u64);

@@ -239,7 +239,7 @@ fn out_of_memory_is_answered_at_once() -> Outcome {
         is!(cuMemAllocAsync(&mut address, total + GIB, stream), OUT_OF_MEMORY);
     }
     ok!(cuStreamSynchronize(stream));
-    check!(free_bytes()? == free, "free was {free}, is {}", free_bytes()?);
+    check!(free_bytes()? + 8 * MIB >= free, "free was {free}, is {}", free_bytes()?);
     let address = alloc_async(MIB, stream)?;
     ok!(cuMemFreeAsync(address, stream));
     ok!(cuStreamSynchronize(stream));

@@ -344,7 +344,7 @@ fn creating_more_than_there_is() -> Outcome {
     for _ in 0..10 {
         is!(cuMemCreate(&mut handle, size, &gpu.prop(), 0), OUT_OF_MEMORY);
     }
-    check!(free_bytes()? == free, "free was {free}, is {}", free_bytes()?);
+    check!(free_bytes()? + 8 * MIB >= free, "free was {free}, is {}", free_bytes()?);
     let (address, _) = mapped(&gpu, &[2 * MIB])?;
     ok!(cuMemsetD8_v2(address, 0, 2 * MIB));
     Ok(())

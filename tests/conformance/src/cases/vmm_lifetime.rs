@@ -255,5 +255,7 @@ fn create_right_after_release_is_observed() -> Outcome {
         std::thread::sleep(Duration::from_millis(1));
     }
     observe!("{refused} refusals, {:?} after the release of three quarters of the device", start.elapsed());
+    ok!(cuMemRelease(handle));
+    rest_after_a_release();
     Ok(())
 }
