@@ -161,3 +161,46 @@ fn two_programs_that_do_not_fit_together_take_turns() {
         assert_eq!(summary["ok"], true, "{summary}");
     }
 }
+
+#[test]
+fn a_driver_that_fails_now_and_then_loses_nothing() {
+    let place = Place::new("bytes-faults").memory("512MiB").build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    // Calls that only Spillway makes here: out of memory and other errors in the midst of restores,
+    // and host memory that cannot be registered.
+    let at = |name: &str, error: u32, first: u64, last: u64| -> Vec<String> {
+        (first..=last)
+            .map(|call| format!("{name}:{call}:error={error}"))
+            .collect()
+    };
+    let mut faults = vec!["cuMemHostRegister:*:error=801".to_owned()];
+    faults.extend(at("cuMemCreate", 2, 15, 24));
+    faults.extend(at("cuMemCreate", 999, 40, 41));
+    faults.extend(at("cuMemMap", 2, 20, 22));
+    faults.extend(at("cuMemSetAccess", 2, 17, 19));
+    faults.extend(at("cuMemSetAccess", 999, 33, 33));
+    let mut client = place
+        .client("gpu-hold")
+        .args("--bytes 200MiB --step 40MiB")
+        .workload("stress")
+        .var("SPILLWAY_SIM_FAULTS", faults.join(","))
+        .start();
+    assert!(client.line().starts_with("held "));
+    for round in 0..15 {
+        let out = daemon.evict_when_idle("stress");
+        assert!(out.bytes >= 200 * MIB, "round {round}: {out:?}");
+        assert_eq!(client.ask("checksum"), "ok", "round {round}");
+    }
+    let said = client.stderr();
+    for part in ["registered", "999"] {
+        assert!(said.contains(part), "the faults struck: {part} in {said}");
+    }
+    daemon.evict_when_idle("stress");
+    daemon.restore("stress");
+    let status = daemon.status();
+    let resident = status["workloads"][0]["devices"][0]["resident_bytes"].as_u64();
+    assert!(
+        resident < Some(300 * MIB),
+        "failed tries leave nothing behind: {status}"
+    );
+}
