@@ -12,6 +12,8 @@ use crate::coordinator::{Coordinator, Workload};
 
 const EVERY: Duration = Duration::from_millis(100);
 const CELLS: u64 = 24;
+/// The narrowest terminal that is catered for.
+const COLUMNS: usize = 79;
 
 struct Inner {
     names: Vec<String>,
@@ -170,6 +172,8 @@ impl Inner {
                 let _ = write!(out, "\x1b[{}A", state.drawn);
             }
             for line in &lines {
+                // A line that wraps would be two to draw over.
+                let line: String = line.chars().take(COLUMNS).collect();
                 let _ = writeln!(out, "\x1b[2K{line}");
             }
             state.drawn = lines.len();
