@@ -37,6 +37,8 @@ struct State {
 /// A free that is queued.
 struct Pending {
     start: u64,
+    /// The allocation's: addresses come again.
+    id: u64,
     length: u64,
     stream: Arc<Stream>,
     /// `u64::MAX` while it is being submitted.
@@ -176,8 +178,12 @@ impl Pool {
         let length = classic::rounded(allocation.length);
         let destroyed = {
             let mut state = lock(&self.state);
+            // Reused since it was looked up: then it is another's.
+            if !classic::find(driver, allocation.start).is_ok_and(|a| a.id == allocation.id) {
+                return;
+            }
             state.used -= length.min(state.used);
-            state.pending.retain(|p| p.start != allocation.start);
+            state.pending.retain(|p| p.id != allocation.id);
             if length >= FRAME {
                 write(&driver.space).allocations.remove(&allocation.start);
                 state.cache.push((allocation.start, length));
@@ -246,13 +252,14 @@ pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> 
     let pool = driver.pools.get(allocation.pool);
     if let Some(pool) = &pool {
         let mut state = lock(&pool.state);
-        if state.pending.iter().any(|p| p.start == start) {
+        if state.pending.iter().any(|p| p.id == allocation.id) {
             return Err(INVALID_VALUE);
         }
         // Noted before it is queued, so that it cannot take effect unnoted.
         let length = classic::rounded(allocation.length);
         state.pending.push(Pending {
             start,
+            id: allocation.id,
             length,
             stream: Arc::clone(stream),
             sequence: u64::MAX,
@@ -269,15 +276,12 @@ pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> 
         let mut state = lock(&pool.state);
         match sequence {
             Ok(sequence) => {
-                let own = state
-                    .pending
-                    .iter_mut()
-                    .find(|p| p.start == start && p.sequence == u64::MAX);
+                let own = state.pending.iter_mut().find(|p| p.id == allocation.id);
                 if let Some(own) = own {
                     own.sequence = sequence;
                 }
             }
-            Err(_) => state.pending.retain(|p| p.start != start),
+            Err(_) => state.pending.retain(|p| p.id != allocation.id),
         }
     }
     sequence.map(|_| ())

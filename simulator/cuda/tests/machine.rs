@@ -11,17 +11,33 @@ use std::time::{Duration, Instant};
 const PTX: &str = concat!(include_str!("../../kernels/spillway.ptx"), "\0");
 const MIB: usize = 1 << 20;
 
-/// The library that cargo built beside this test.
+/// The library beside this test. Cargo does not build it for `cargo test`: an old one would be
+/// tested in silence, so that is refused.
 fn library() -> PathBuf {
     let me = std::env::current_exe().expect("current_exe");
     let deps = me.parent().expect("deps");
-    [
-        deps.join("libcuda.so"),
-        deps.parent().expect("target").join("libcuda.so"),
-    ]
-    .into_iter()
-    .find(|p| p.exists())
-    .expect("libcuda.so beside the test")
+    let candidates = [
+        deps.to_path_buf(),
+        deps.parent().expect("target").to_path_buf(),
+    ];
+    let library = candidates
+        .iter()
+        .map(|dir| dir.join("libcuda.so"))
+        .find(|p| p.exists());
+    let library = library.expect("no libcuda.so: cargo build -p spillway-simulator-cuda first");
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    let sources = ["src", "../core/src"].map(|dir| Path::new(env!("CARGO_MANIFEST_DIR")).join(dir));
+    let files = sources
+        .iter()
+        .filter_map(|dir| std::fs::read_dir(dir).ok())
+        .flatten()
+        .flatten();
+    let newest = files.filter_map(|file| changed(&file.path())).max();
+    assert!(
+        changed(&library) >= newest,
+        "libcuda.so is older than its sources: cargo build -p spillway-simulator-cuda first"
+    );
+    library
 }
 
 fn symbol(name: &str) -> *mut c_void {
@@ -280,6 +296,51 @@ fn part_copies_over_a_slow_link() {
 #[test]
 fn copies_take_the_time_of_the_link() {
     Machine::new(&[("SPILLWAY_SIM_LINK", "0.5,0.25")]).run("part_copies_over_a_slow_link");
+}
+
+#[test]
+#[ignore = "run by another test"]
+fn part_races_on_the_pool() {
+    start();
+    let mut context = 0_usize;
+    ok!(cuCtxGetCurrent(&raw mut context));
+    let race = |thread: u32| {
+        ok!(cuCtxSetCurrent(context));
+        let mut stream = 0_usize;
+        ok!(cuStreamCreate(&raw mut stream, 1));
+        let mut kept = std::collections::VecDeque::new();
+        for round in 0..6000_u32 {
+            let value = thread << 24 | round;
+            let bytes = if round & 64 == 0 { 4096 } else { 2 * MIB };
+            if kept.len() == 4 {
+                let (address, value) = kept.pop_front().expect("kept");
+                let mut seen = 0_u32;
+                ok!(cuMemcpyDtoHAsync_v2(&raw mut seen, address, 4, stream));
+                assert_eq!(seen, value, "thread {thread}, round {round}");
+                ok!(cuMemFreeAsync(address, stream));
+            }
+            // At the very moment at which the free takes effect, or just before.
+            let mut address = 0_usize;
+            ok!(cuMemAllocAsync(&raw mut address, bytes, stream));
+            ok!(cuMemsetD32Async(address, value, 16, stream));
+            kept.push_back((address, value));
+        }
+        for (address, _) in kept {
+            ok!(cuMemFreeAsync(address, stream));
+        }
+        ok!(cuStreamSynchronize(stream));
+    };
+    std::thread::scope(|scope| {
+        for thread in 1..5 {
+            scope.spawn(move || race(thread));
+        }
+    });
+    wait_until("all memory", || free_bytes() >= 200 * MIB);
+}
+
+#[test]
+fn threads_never_share_what_the_pool_hands_out() {
+    Machine::new(&[("SPILLWAY_SIM_MEMORY", "256MiB")]).run("part_races_on_the_pool");
 }
 
 #[test]
