@@ -34,6 +34,10 @@ class Api(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
+class Skipped(Exception):
+    """Why it cannot be done here."""
+
+
 class Program:
     """A client program driven by lines, with every wait bounded."""
 
@@ -123,6 +127,11 @@ class Machine:
                 why = f" ({error})"
             time.sleep(0.02)
         raise Failed(f"not within {timeout} s: {name}{why}")
+
+    def restart(self, *flags):
+        self.daemon.terminate()
+        self.daemon.wait(20)
+        self.start(*flags)
 
     def request(self, method, target, timeout=130):
         api = Api(self.run / "api.sock", timeout)
@@ -231,6 +240,10 @@ def quota_exact(m, unit):
     got = p.ask(f"alloc {free}B")
     need(got == "ok", f"exactly free ({free}) was answered by {got!r}")
     need(p.ask(f"alloc {GRANULE}B") == "oom", "a granule above the limit was granted")
+    p.expect("launch", "ok")
+    p.expect("free", "ok")
+    # What was given back can be had again, in other pieces.
+    p.expect(f"alloc {free // 2 // GRANULE * GRANULE}B", "ok")
     p.expect("checksum", "ok")
     p.end()
     return {"free_MiB": free // MiB, "total_MiB": total // MiB}
@@ -336,6 +349,8 @@ def killed_daemon(m, unit):
     """kill -9 of the daemon: who is resident goes on, who is on the host comes back with the next daemon."""
     a = m.hold("on-host", 3 * unit, request=4 * unit)
     b = m.hold("on-gpu", 2 * unit, request=3 * unit)
+    # Without a daemon nothing new is granted: what a checksum needs must be there already.
+    b.expect("checksum", "ok")
     m.post("on-host", "evict")
     m.daemon.kill()
     m.daemon.wait()
@@ -377,7 +392,35 @@ def quiet(what):
         pass
 
 
-CASES = [in_force, quota_exact, swap, swap_under_load, share, never, killed_program, killed_daemon, killed_in_a_swap]
+def demo(m, unit):
+    """Three model servers of 1 GiB each on 2 GiB, asked in turn, every answer checked against the weights."""
+    folder = m.dir / "models"
+    folder.mkdir()
+    if shutil.disk_usage(folder).free < 4 * GiB:
+        raise Skipped(f"less than 4 GiB of space in {folder.parent}")
+    probe = subprocess.run([str(m.test / "spillway-demo"), "probe", "--gpu-hold", str(m.test / "gpu-hold")], env=m.env,
+                           capture_output=True, text=True, timeout=60)
+    need(probe.returncode == 0, f"spillway-demo probe: {probe.stderr[-300:]}")
+    device = json.loads(probe.stdout)
+    overhead, usual = device["overhead_bytes"], m.flags
+    m.restart("--capacity", f"{2 * GiB + 3 * overhead}B")
+    try:
+        shown = subprocess.run(
+            [str(m.test / "spillway-demo"), "show", "--api", str(m.run / "api.sock"), "--spillway", str(m.base / "bin/spillway"),
+             "--server", str(m.test / "model-server"), "--folder", str(folder), "--rounds", "3", "--device", device["name"],
+             "--request", f"{512 * MiB + overhead}B", "--limit", f"{1536 * MiB + overhead}B", "--json"],
+            env=m.env, capture_output=True, text=True, timeout=240)
+        (m.out / "demo.log").write_text(shown.stdout + shown.stderr)
+        need(shown.returncode == 0, f"spillway-demo ended with {shown.returncode}; see demo.log")
+        result = json.loads(shown.stdout.splitlines()[-1])
+        need(result["ok"], f"it says {result}")
+        return {"models": result["models"]}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        m.restart(*usual)
+
+
+CASES = [in_force, quota_exact, swap, swap_under_load, share, never, killed_program, killed_daemon, killed_in_a_swap, demo]
 
 
 def capacity_here(env):
@@ -436,6 +479,8 @@ def main():
                 continue
             try:
                 keep(name, "ok", began, figures=names[name](machine, unit))
+            except Skipped as why:
+                keep(name, "skipped", began, reason=str(why))
             except (Failed, OSError, ValueError, KeyError, http.client.HTTPException, subprocess.SubprocessError) as why:
                 keep(name, "FAIL", began, reason=f"{type(why).__name__}: {why}" if not isinstance(why, Failed) else str(why))
             try:

@@ -423,7 +423,12 @@ def host_remap():
         r = u32(); g.call("cuMemcpyDtoH_v2", C.byref(r), o, sz(4))
         return r.value
     g.launch(k["fill_u32"], s, u64(va), u64(n // 4), u32(3)); g.sync(s)
-    want, out = total(), {}
+    try:
+        want, out = total(), {}
+    except CudaError as e:
+        if "801" not in str(e):
+            raise
+        return {"not asked": "this driver does not run the kernel: the simulator does not have it built in"}
     t_dev = med(lambda: total())
     out["device_read_GBps"] = round(n / t_dev / 1e9, 1)
     host = g.pinned(n)
