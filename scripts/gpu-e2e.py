@@ -420,7 +420,35 @@ def demo(m, unit):
         m.restart(*usual)
 
 
-CASES = [in_force, quota_exact, swap, swap_under_load, share, never, killed_program, killed_daemon, killed_in_a_swap, demo]
+# Rules that programs see otherwise under Spillway: stream-ordered memory comes from its heap, not from the
+# driver's pool, and a program is told of its own workload's memory only.
+OTHERWISE = {"pools.figures_of_a_pool_add_up", "pools.a_threshold_keeps_memory_until_trimmed",
+             "processes.memory_is_shared_out_among_processes"}
+
+
+def driver_rules(m, unit):
+    """tests/conformance under Spillway: whatever the driver promises a program still holds."""
+    program, usual = str(m.test / "spillway-conformance"), m.flags
+    result = m.out / "rules.json"
+    m.restart("--reserve", "0")  # all of the device: the cases ask how much there is
+    try:
+        env = {**m.env, "LD_PRELOAD": m.env["SPILLWAY_LIBRARY"], "SPILLWAY_LOG": "warn"}
+        with open(m.out / "rules.log", "wb") as log:
+            subprocess.run([program, "all", "--json", str(result)], env=env, stdout=log, stderr=log, timeout=200)
+        cases = json.loads(result.read_text())["cases"]
+        need(len(cases) > 200, f"only {len(cases)} cases ran")
+        broken = [case for case in cases if case["result"] == "FAIL" and case["name"] not in OTHERWISE]
+        # What the driver itself answers otherwise is the conformance part's business.
+        wrong = [case for case in broken
+                 if subprocess.run([program, "run", case["name"]], env=m.env, capture_output=True, timeout=90).returncode == 0]
+        need(not wrong, "; ".join(f"{case['name']}: {case['reason']}" for case in wrong))
+        return {"ok": sum(case["result"] == "ok" for case in cases), "otherwise without Spillway too": len(broken)}
+    finally:
+        m.restart(*usual)
+
+
+CASES = [in_force, quota_exact, swap, swap_under_load, share, never, killed_program, killed_daemon, killed_in_a_swap,
+         demo, driver_rules]
 
 
 def capacity_here(env):
