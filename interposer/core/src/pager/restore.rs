@@ -76,6 +76,16 @@ impl Worker {
             }
             return Err(why);
         }
+        // Looked at after the copies, so that whatever came before or during them shows.
+        if let Some(session) = &self.runtime.session
+            && !absent.is_empty()
+            && !session.segments_are_whole()
+        {
+            crate::say::error!(
+                "the coordinator emptied this process's host memory while it was swapped out: it is lost"
+            );
+            std::process::abort();
+        }
         for (block, chunk) in absent {
             let chunk = &mut moved[block].chunks[chunk];
             if !chunk.host.is_empty() {

@@ -4,21 +4,23 @@
 //! One thread reads. Application threads that need an answer wait on a condition variable, outside
 //! the gate and holding no lock.
 
+mod descriptor;
 mod page;
 pub mod socket;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use spillway_protocol::message::{FromProcess, Register, ToProcess, outcome};
 use spillway_protocol::names;
-use spillway_protocol::page::{Desired, Observed, State};
+use spillway_protocol::page::{Desired, Observed, State, state, unswappable};
 
+pub use descriptor::Descriptor;
 pub use page::map;
 
 use crate::lock;
@@ -45,7 +47,7 @@ pub struct Segment {
     /// Its size in bytes.
     pub bytes: u64,
     /// The memfd.
-    pub file: Arc<OwnedFd>,
+    pub file: Arc<Descriptor>,
 }
 
 /// An answer to a ticket.
@@ -66,10 +68,10 @@ enum Answer {
 
 #[derive(Default)]
 struct Shared {
-    socket: Option<Arc<OwnedFd>>,
+    socket: Option<Arc<Descriptor>>,
     answers: HashMap<u64, Option<Answer>>,
     segments: Vec<Segment>,
-    observed_file: Option<Arc<OwnedFd>>,
+    observed_file: Option<Arc<Descriptor>>,
     workload: String,
 }
 
@@ -91,8 +93,10 @@ pub struct Session {
     shared: Mutex<Shared>,
     changed: Condvar,
     tickets: AtomicU64,
-    /// The socket's number, for a forked child.
-    raw: AtomicI32,
+    /// The socket that `shared` holds, or null: for a forked child, which can take no lock.
+    raw: AtomicPtr<Descriptor>,
+    /// The program has closed descriptors of ours: there is no coordinator any more.
+    taken: AtomicBool,
     desired: AtomicPtr<Desired>,
     observed: &'static Observed,
     /// Called by the reading thread whenever the desired page may have news.
@@ -112,22 +116,24 @@ pub fn run_dir() -> PathBuf {
 
 /// What a handshake yields.
 struct Joined {
-    socket: OwnedFd,
+    socket: Arc<Descriptor>,
     desired: &'static Desired,
-    observed: OwnedFd,
+    observed: Arc<Descriptor>,
     workload: String,
 }
 
 fn handshake(
     path: &std::path::Path,
     register: &Register,
-    observed: Option<&OwnedFd>,
+    observed: Option<&Descriptor>,
     segments: &[Segment],
 ) -> Result<Joined, StartError> {
     let absent = |why| StartError::Absent(path.to_owned(), why);
-    let fd = socket::open(path).map_err(absent)?;
-    socket::set_receive_timeout(&fd, REGISTER_TIMEOUT).map_err(absent)?;
-    let descriptors: Vec<_> = observed.iter().map(|fd| fd.as_raw_fd()).collect();
+    let fd = socket::open(path, REGISTER_TIMEOUT).map_err(absent)?;
+    let mut descriptors = Vec::new();
+    if let Some(page) = observed {
+        descriptors.push(page.get().map_err(absent)?.as_raw_fd());
+    }
     let packet = FromProcess::Register(register.clone()).encode();
     // A coordinator that refuses at once may close before it has read all: read its answer anyway.
     let mut sent = socket::send(&fd, &packet, &descriptors);
@@ -137,7 +143,10 @@ fn handshake(
             bytes: segment.bytes,
         }
         .encode();
-        sent = sent.and_then(|()| socket::send(&fd, &packet, &[segment.file.as_raw_fd()]));
+        sent = sent.and_then(|()| {
+            let file = segment.file.get()?.as_raw_fd();
+            socket::send(&fd, &packet, &[file])
+        });
     }
     let (packet, mut files) = match (socket::receive(&fd), sent) {
         (Ok(got), _) => got,
@@ -150,11 +159,11 @@ fn handshake(
         Ok(ToProcess::Welcome { workload, .. }) if files.len() == 2 => {
             let own = files.remove(1);
             let desired = page::desired(&files[0]).map_err(absent)?;
-            socket::set_receive_timeout(&fd, Duration::ZERO).map_err(absent)?;
+            socket::set_timeouts(&fd, Duration::ZERO).map_err(absent)?;
             Ok(Joined {
-                socket: fd,
+                socket: Arc::new(fd),
                 desired,
-                observed: own,
+                observed: Arc::new(own),
                 workload,
             })
         }
@@ -176,14 +185,14 @@ impl Session {
         let joined = handshake(&path, &register, None, &[])?;
         let observed = page::observed(&joined.observed)
             .map_err(|why| StartError::Absent(path.clone(), why))?;
-        let raw = AtomicI32::new(joined.socket.as_raw_fd());
         Ok(Self {
             path,
             register,
-            raw,
+            raw: AtomicPtr::new(Arc::as_ptr(&joined.socket).cast_mut()),
+            taken: AtomicBool::new(false),
             shared: Mutex::new(Shared {
-                socket: Some(Arc::new(joined.socket)),
-                observed_file: Some(Arc::new(joined.observed)),
+                socket: Some(joined.socket),
+                observed_file: Some(joined.observed),
                 workload: joined.workload,
                 ..Shared::default()
             }),
@@ -204,10 +213,11 @@ impl Session {
 
     /// In a forked child: the socket is the parent's. Takes no lock, since none can be trusted.
     pub fn close_in_child(&self) {
-        let fd = self.raw.swap(-1, SeqCst);
-        if fd >= 0 {
-            // SAFETY: the child's copy of our descriptor, which nothing in the child knows of.
-            unsafe { libc::close(fd) };
+        let socket = self.raw.swap(std::ptr::null_mut(), SeqCst);
+        // SAFETY: null, or what `shared` holds: it is made null before that is let go, and the child
+        // has its own copy of the moment of the fork.
+        if let Some(socket) = unsafe { socket.as_ref() } {
+            socket.close_in_child();
         }
     }
 
@@ -233,7 +243,52 @@ impl Session {
         let Some(fd) = lock(&self.shared).socket.clone() else {
             return false;
         };
-        socket::send(&fd, &message.encode(), &[]).is_ok()
+        let sent = socket::send(&fd, &message.encode(), &[]);
+        if fd.get().is_err() {
+            self.program_took_our_descriptors();
+            return false;
+        }
+        sent.is_ok()
+    }
+
+    /// The program has closed our descriptors, as daemons close all that they do not know. Nothing can
+    /// be asked any more, so the process goes on with what it has, for good. The coordinator will end
+    /// the session and empty our host segments; until then the reading thread's wait keeps it open.
+    fn program_took_our_descriptors(&self) {
+        if self.taken.swap(true, SeqCst) {
+            return;
+        }
+        crate::say::error!(
+            "this program closed Spillway's file descriptors: it keeps what it was granted, and is neither swapped nor given more"
+        );
+        self.observed
+            .unswappable
+            .fetch_or(unswappable::DETACHED, SeqCst);
+        self.forget_socket();
+        (self.on_news)();
+    }
+
+    /// Memory of this process may be on the host alone.
+    fn depends_on_host_memory(&self) -> bool {
+        let word = self.observed.state.load(SeqCst);
+        matches!(
+            State::unpack(word).code,
+            state::EVICTING | state::EVICTED | state::RESTORING
+        )
+    }
+
+    /// Whether every host segment is still whole. A coordinator that ends a session empties its
+    /// segments; what was read from one that is not whole may be zeros.
+    #[must_use]
+    pub fn segments_are_whole(&self) -> bool {
+        // One that the program has closed cannot be looked at; the reading thread stands guard then.
+        let whole = |segment: &Segment| {
+            segment
+                .file
+                .held_bytes()
+                .map_or(true, |held| held >= segment.bytes)
+        };
+        lock(&self.shared).segments.iter().all(whole)
     }
 
     /// Tells the coordinator that the observed page has news.
@@ -315,7 +370,9 @@ impl Session {
                     return Grown::Granted { backed };
                 }
                 Answer::Grow { text, .. } => return Grown::Refused(text),
-                _ if no_wait != 0 || start.elapsed() >= ABSENCE => return Grown::Gone,
+                _ if no_wait != 0 || start.elapsed() >= ABSENCE || self.taken.load(SeqCst) => {
+                    return Grown::Gone;
+                }
                 _ => std::thread::sleep(Duration::from_millis(50)),
             }
         }
@@ -368,7 +425,7 @@ impl Session {
 
     /// The reading thread's life: until the process ends.
     pub fn listen(&self) {
-        loop {
+        while !self.taken.load(SeqCst) {
             let socket = lock(&self.shared).socket.clone();
             match socket {
                 Some(fd) => {
@@ -380,8 +437,20 @@ impl Session {
         }
     }
 
-    fn read_one(&self, fd: &OwnedFd) -> bool {
-        let Ok((packet, mut files)) = socket::receive(fd) else {
+    fn read_one(&self, fd: &Descriptor) -> bool {
+        let received = socket::receive(fd);
+        if fd.get().is_err() {
+            // The socket is closed by now, and the coordinator empties our segments.
+            if self.depends_on_host_memory() {
+                crate::say::error!(
+                    "this program closed Spillway's file descriptors while its memory was on the host: it is lost"
+                );
+                std::process::abort();
+            }
+            self.program_took_our_descriptors();
+            return false;
+        }
+        let Ok((packet, mut files)) = received else {
             return false;
         };
         if packet.is_empty() {
@@ -446,15 +515,22 @@ impl Session {
         true
     }
 
-    fn lost(&self) {
+    fn forget_socket(&self) {
         let mut shared = lock(&self.shared);
-        self.raw.store(-1, SeqCst);
+        self.raw.store(std::ptr::null_mut(), SeqCst);
         shared.socket = None;
         for slot in shared.answers.values_mut() {
             slot.get_or_insert(Answer::Lost);
         }
         drop(shared);
         self.changed.notify_all();
+    }
+
+    fn lost(&self) {
+        if self.taken.load(SeqCst) {
+            return;
+        }
+        self.forget_socket();
         crate::say::info!("the coordinator went away; going on with what is granted");
         (self.on_news)();
     }
@@ -462,6 +538,7 @@ impl Session {
     /// Tries to join the next coordinator, with growing pauses.
     fn come_back(&self) {
         let mut pause = Duration::from_millis(100);
+        let mut said = String::new();
         loop {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(2));
@@ -473,6 +550,10 @@ impl Session {
                     shared.workload.clone(),
                 )
             };
+            if observed.as_ref().is_some_and(|page| page.get().is_err()) {
+                self.program_took_our_descriptors();
+                return;
+            }
             let old = self.desired();
             let state = State::unpack(self.observed.state.load(SeqCst));
             let register = Register {
@@ -486,10 +567,18 @@ impl Session {
             };
             match handshake(&self.path, &register, observed.as_deref(), &segments) {
                 Ok(joined) => {
+                    let same = joined.desired.instance.load(SeqCst) == old.instance.load(SeqCst);
+                    if same && self.depends_on_host_memory() {
+                        crate::say::error!(
+                            "the coordinator ended this process's session and emptied its host memory while it was swapped out: it is lost"
+                        );
+                        std::process::abort();
+                    }
                     self.desired
                         .store(std::ptr::from_ref(joined.desired).cast_mut(), SeqCst);
-                    self.raw.store(joined.socket.as_raw_fd(), SeqCst);
-                    lock(&self.shared).socket = Some(Arc::new(joined.socket));
+                    let socket = Arc::as_ptr(&joined.socket).cast_mut();
+                    lock(&self.shared).socket = Some(joined.socket);
+                    self.raw.store(socket, SeqCst);
                     self.wake();
                     self.changed.notify_all();
                     crate::say::info!("joined the new coordinator");
@@ -497,7 +586,10 @@ impl Session {
                     return;
                 }
                 Err(StartError::Refused(text)) => {
-                    crate::say::warning!("the new coordinator refuses this process: {text}");
+                    if said != text {
+                        crate::say::warning!("the new coordinator refuses this process: {text}");
+                        said = text;
+                    }
                     pause = Duration::from_secs(2);
                 }
                 Err(StartError::Absent(..)) => {}

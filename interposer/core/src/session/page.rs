@@ -4,13 +4,16 @@
 //! that is gone. That is 4 KiB for each restart of the daemon.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering::SeqCst;
 
 use spillway_protocol::page::{DESIRED_MAGIC, Desired, OBSERVED_MAGIC, Observed, PAGE_BYTES};
 
+use super::descriptor::Descriptor;
+
 /// Maps `bytes` of a memfd, shared.
-pub fn map(fd: &OwnedFd, bytes: usize, writable: bool) -> io::Result<*mut libc::c_void> {
+pub fn map(fd: &Descriptor, bytes: usize, writable: bool) -> io::Result<*mut libc::c_void> {
+    let fd = fd.get()?;
     // SAFETY: an all-zero stat is a valid value for the kernel to fill.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open and the buffer is a stat.
@@ -43,7 +46,7 @@ pub fn map(fd: &OwnedFd, bytes: usize, writable: bool) -> io::Result<*mut libc::
 }
 
 /// Maps the coordinator's page.
-pub fn desired(fd: &OwnedFd) -> io::Result<&'static Desired> {
+pub fn desired(fd: &Descriptor) -> io::Result<&'static Desired> {
     // SAFETY: the mapping is at least a page, page-aligned, never unmapped, and consists of atomics
     // for which every bit pattern is valid.
     let page = unsafe { &*map(fd, PAGE_BYTES, false)?.cast::<Desired>() };
@@ -54,7 +57,7 @@ pub fn desired(fd: &OwnedFd) -> io::Result<&'static Desired> {
 }
 
 /// Maps our own page and signs it.
-pub fn observed(fd: &OwnedFd) -> io::Result<&'static Observed> {
+pub fn observed(fd: &Descriptor) -> io::Result<&'static Observed> {
     // SAFETY: as above; it is written by this process alone.
     let page = unsafe { &*map(fd, PAGE_BYTES, true)?.cast::<Observed>() };
     page.magic.store(OBSERVED_MAGIC, SeqCst);

@@ -13,32 +13,45 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use spillway_protocol::MAX_MESSAGE;
 
-/// Connects; the socket is blocking.
-pub fn open(path: &Path) -> io::Result<OwnedFd> {
+use super::descriptor::Descriptor;
+
+/// Connects; the socket is blocking. Connecting and sending take at most `timeout` each.
+pub fn open(path: &Path, timeout: Duration) -> io::Result<Descriptor> {
     let fd = socket(
         AddressFamily::Unix,
         SockType::SeqPacket,
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let fd = Descriptor::keep(fd)?;
+    set_timeouts(&fd, timeout)?;
+    // A listener that does not accept keeps even this waiting, once its queue is full.
+    connect(fd.get()?.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(fd)
 }
 
-/// Bounds every receive; zero: wait for ever.
-pub fn set_receive_timeout(fd: &OwnedFd, timeout: Duration) -> io::Result<()> {
+/// Bounds every receive and every send; zero: wait for ever.
+pub fn set_timeouts(fd: &Descriptor, timeout: Duration) -> io::Result<()> {
     let micros = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX);
     let value = TimeVal::new(micros / 1_000_000, micros % 1_000_000);
-    Ok(setsockopt(fd, sockopt::ReceiveTimeout, &value)?)
+    let fd = fd.get()?;
+    setsockopt(&fd, sockopt::SendTimeout, &value)?;
+    Ok(setsockopt(&fd, sockopt::ReceiveTimeout, &value)?)
 }
 
 /// Sends one packet.
-pub fn send(fd: &OwnedFd, packet: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
+pub fn send(fd: &Descriptor, packet: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
     let data = [IoSlice::new(packet)];
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
     loop {
-        match sendmsg::<()>(fd.as_raw_fd(), &data, control, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(
+            fd.get()?.as_raw_fd(),
+            &data,
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
             Ok(_) => return Ok(()),
             Err(nix::errno::Errno::EINTR) => {}
             Err(why) => return Err(why.into()),
@@ -47,24 +60,24 @@ pub fn send(fd: &OwnedFd, packet: &[u8], descriptors: &[RawFd]) -> io::Result<()
 }
 
 /// Receives one packet with its descriptors. An empty packet is the end.
-pub fn receive(fd: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+pub fn receive(fd: &Descriptor) -> io::Result<(Vec<u8>, Vec<Descriptor>)> {
     let mut buffer = vec![0; MAX_MESSAGE];
     let mut space = nix::cmsg_space!([RawFd; 4]);
     loop {
         let mut data = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let got = match recvmsg::<()>(fd.as_raw_fd(), &mut data, Some(&mut space), flags) {
+        let got = match recvmsg::<()>(fd.get()?.as_raw_fd(), &mut data, Some(&mut space), flags) {
             Err(nix::errno::Errno::EINTR) => continue,
             other => other?,
         };
         let mut descriptors = Vec::new();
         for message in got.cmsgs()? {
             if let ControlMessageOwned::ScmRights(fds) = message {
-                // SAFETY: the kernel has just installed these descriptors for us alone.
-                descriptors.extend(
-                    fds.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
+                for fd in fds {
+                    // SAFETY: the kernel has just installed this descriptor for us alone.
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    descriptors.push(Descriptor::keep(fd)?);
+                }
             }
         }
         let bytes = got.bytes;
