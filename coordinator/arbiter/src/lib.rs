@@ -12,7 +12,7 @@
 //! [`Action`]s come out. There is no clock (time is an argument, nanoseconds of any monotonic clock),
 //! no socket and no thread. The shared pages are behind the trait [`Pages`], because lowering a
 //! grant is a handshake through them whose result is needed at once. Everything is deterministic.
-//! Every event ends with one pass of the [`plan`]; there is no other place where space is given.
+//! Every event ends with one pass of the plan (`plan.rs`); there is no other place where space is given.
 //!
 //! # Terms
 //! - *room* of a device: what may be given out. *External*: what others than our processes hold.
@@ -28,12 +28,12 @@
 //!   an active borrower is safe from its equals.
 //!
 //! # Algorithm
-//! 1. Waiters in [`order`]: within their request first, then who has waited far too long, then by
+//! 1. Waiters in order (`order.rs`): within their request first, then who has waited far too long, then by
 //!    priority, then first come first served.
 //! 2. Each is served from free space, after unused grants were taken back as far as needed. What
 //!    earlier waiters are about to get is not free for later ones.
 //! 3. If that is not enough, and what is being freed already neither, victims are chosen by
-//!    [`order`]: idle ones; for a waiter within its request active borrowers; for a borrower those
+//!    `order.rs`: idle ones; for a waiter within its request active borrowers; for a borrower those
 //!    active borrowers whose turn is over; in an oversubscribed device the same among those within
 //!    their requests. No more than needed; none at all if all together would not do.
 //! 4. If only turns stand in the way, the victims are claimed and the waiter waits for the last turn

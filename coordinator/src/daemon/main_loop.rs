@@ -335,9 +335,6 @@ impl Daemon {
     }
 
     fn accept(&mut self) {
-        if now() < self.accept_again {
-            std::thread::yield_now();
-        }
         for _ in 0..PACKETS_PER_ROUND {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let raw = match accept4(self.listener.as_raw_fd(), flags) {
@@ -356,7 +353,8 @@ impl Daemon {
         }
     }
 
-    /// No descriptors left: stop asking for a while instead of spinning on the same connection.
+    /// No descriptors left: a short rest instead of spinning on the same connection. It is the one
+    /// place where the main loop waits for anything but news.
     fn accept_later(&mut self) {
         let time = now();
         if time >= self.accept_again {

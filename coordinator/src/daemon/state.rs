@@ -163,7 +163,7 @@ pub struct Daemon {
     pub(super) waker: Waker,
     pub(super) epoll: Epoll,
     pub(super) listener: OwnedFd,
-    /// Accepting waits until then: the system had no descriptors left.
+    /// That there are no descriptors left is said again after this.
     pub(super) accept_again: Nanos,
 }
 

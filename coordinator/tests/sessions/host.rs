@@ -154,8 +154,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.crash();
+        // A snapshot stays after a crash; these are nobody's.
+        let name = spillway_coordinator::snapshot::name(&self.dir);
+        let _ = nix::sys::mman::shm_unlink(name.as_str());
     }
 }
 
