@@ -261,6 +261,43 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        if std::thread::panicking() && self.alive() {
+            eprintln!("---- {}: {}", self.name, threads(self.pid()));
+        }
         self.kill();
     }
+}
+
+/// What the threads of a process are doing, for the report of a failed test.
+fn threads(pid: i32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let read = |path: PathBuf| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let lines = tasks.map(|task| {
+        let [name, stat, wait, call] =
+            ["comm", "stat", "wchan", "syscall"].map(|file| read(task.path().join(file)));
+        // After the name in parentheses: the state, and the 12th and 13th figure are processor time.
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or("?");
+        let call = call.split(' ').next().unwrap_or_default();
+        format!(
+            "{name} {} {wait} syscall {call} ticks {}+{}",
+            field(0),
+            field(11),
+            field(12)
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n    ")
 }

@@ -4,6 +4,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | `artifacts` | where the built programs are |
+//! | `memory` | where the simulated GPUs' memory lies |
 //! | `place` | one test's machine: folders, environment, clean-up, a watchdog |
 //! | `daemon` | a `spillwayd`, started, asked, killed, started again |
 //! | `client` | a client program, driven by lines |
@@ -26,6 +27,7 @@ mod artifacts;
 mod client;
 mod daemon;
 mod http;
+mod memory;
 mod place;
 mod wait;
 

@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use crate::artifacts::artifact;
 use crate::client::Launch;
 use crate::daemon::Daemon;
+use crate::memory::MemoryDir;
 
 /// Marks every process of a place, whatever becomes of its parents.
 const MARK: &str = "SPILLWAY_TEST_PLACE";
@@ -33,6 +34,7 @@ pub struct Place {
     dir: PathBuf,
     vars: BTreeMap<String, OsString>,
     watch: Arc<Watch>,
+    _memory: Option<MemoryDir>,
     _keep: tempfile::TempDir,
 }
 
@@ -112,8 +114,14 @@ impl PlaceBuilder {
             .tempdir_in(base)
             .expect("a folder for the test");
         let dir = keep.path().to_owned();
-        for part in ["sim", "lib", "run", "logs"] {
+        for part in ["lib", "run", "logs"] {
             std::fs::create_dir(dir.join(part)).expect("a folder");
+        }
+        let memory = MemoryDir::new();
+        let sim = dir.join("sim");
+        match &memory {
+            Some(memory) => std::os::unix::fs::symlink(memory.path(), &sim).expect("a link"),
+            None => std::fs::create_dir(&sim).expect("a folder"),
         }
         for (from, to) in [
             ("libcuda.so", "libcuda.so.1"),
@@ -146,6 +154,7 @@ impl PlaceBuilder {
             dir,
             vars: self.vars,
             watch,
+            _memory: memory,
             _keep: keep,
         }
     }

@@ -204,3 +204,86 @@ fn a_driver_that_fails_now_and_then_loses_nothing() {
         "failed tries leave nothing behind: {status}"
     );
 }
+
+#[test]
+fn processes_of_one_workload_move_together() {
+    let place = Place::new("bytes-together")
+        .memory("512MiB")
+        .time(Duration::from_secs(120))
+        .build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut clients: Vec<Client> = (1..=3)
+        .map(|seed| {
+            place
+                .client("alloc-stress")
+                .args("--count 40 --bytes 64MiB --largest 24MiB --threads 1 --churn")
+                .args(&format!("--seed {seed}"))
+                .workload("stress")
+                .limit("480MiB")
+                .start()
+        })
+        .collect();
+    for client in &mut clients {
+        assert_eq!(client.line_within(VERIFY), "ready");
+    }
+    for round in 1..=40_u64 {
+        let out = daemon.evict_when_idle("stress");
+        assert!(
+            out.bytes >= 3 * 63 * MIB,
+            "round {round}: all three move: {out:?}"
+        );
+        daemon.restore("stress");
+        if round % 8 == 0 {
+            for client in &mut clients {
+                verify(client, round / 8);
+            }
+        }
+    }
+    for client in clients {
+        let summary = summary(client);
+        assert_eq!(
+            (&summary["ok"], &summary["refused"]),
+            (&true.into(), &0.into()),
+            "{summary}"
+        );
+    }
+}
+
+#[test]
+fn contexts_and_streams_that_come_and_go_meanwhile_lose_nothing() {
+    let place = Place::new("bytes-contexts")
+        .memory("1GiB")
+        .time(Duration::from_secs(120))
+        .build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut client = place.client("driver-probe").workload("stress").start();
+    assert_eq!(client.line(), "ready");
+    assert!(
+        client
+            .ask(&format!("alloc {}", 20 * MIB))
+            .starts_with("ok ")
+    );
+    assert_eq!(client.ask("fill 3"), "ok");
+    client.send("storm 3 6000");
+    let (mut moved, mut busy) = (0, 0);
+    let line = loop {
+        match daemon.operate("stress", "evict").status {
+            200 => moved += 1,
+            409 => busy += 1,
+            other => panic!("{other}"),
+        }
+        if let Some(line) = client.try_line(Duration::from_millis(2)) {
+            break line;
+        }
+    };
+    println!("{line}, {moved} evictions, {busy} times busy");
+    let rounds = line
+        .strip_prefix("rounds ")
+        .unwrap_or_else(|| panic!("{line}; {}", client.stderr()));
+    assert!(rounds.parse::<u64>().expect("a number") > 10, "{line}");
+    assert!(moved > 10, "{moved} evictions, {busy} times busy");
+    assert_eq!(client.ask("check 3"), "ok");
+    daemon.evict_when_idle("stress");
+    assert_eq!(client.ask("check 3"), "ok");
+    assert_eq!(client.stderr(), "");
+}

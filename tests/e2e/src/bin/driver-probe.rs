@@ -7,6 +7,7 @@
 //!     ordered BYTES             -> the same, by cuMemAllocAsync on the legacy stream
 //!     physical BYTES            -> ok HANDLE | error CODE      cuMemCreate: cannot be swapped
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
+//!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
 //!     free all|last|ADDRESS     -> ok N
 //!     every SECOND              -> ok N             frees every SECOND-th allocation
 //!     info                      -> FREE TOTAL       cuMemGetInfo
@@ -20,6 +21,7 @@
 use std::ffi::{CString, c_void};
 use std::io::{BufRead, Write};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 /// One library's functions by name.
 struct Library(*mut c_void);
@@ -109,6 +111,74 @@ impl Cuda {
     fn current(&self, context: usize) {
         assert_eq!(call!(self.0, "cuCtxSetCurrent", context => usize), 0);
     }
+}
+
+/// What a thread of `storm` does until `end`: a context of its own, streams and memory in it, written
+/// and read back, and all of it destroyed, every second time with its memory still allocated.
+fn storm(cuda: &Cuda, seed: u32, end: Instant) -> Result<u64, String> {
+    let fine = |what: &str, code: i32| {
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(format!("{what}: {code}"))
+        }
+    };
+    let mut rounds = 0;
+    while Instant::now() < end {
+        let (mut context, mut stream) = (0usize, 0usize);
+        let made =
+            call!(cuda.0, "cuCtxCreate_v2", &raw mut context => *mut usize, 0 => u32, 0 => i32);
+        fine("cuCtxCreate", made)?;
+        fine(
+            "cuStreamCreate",
+            call!(cuda.0, "cuStreamCreate", &raw mut stream => *mut usize, 1 => u32),
+        )?;
+        let mut held = Vec::new();
+        for bytes in [4096usize, 300_000, 3 << 20] {
+            let at = cuda
+                .alloc(bytes)
+                .map_err(|code| format!("cuMemAlloc: {code}"))?;
+            let word = seed
+                .wrapping_mul(31)
+                .wrapping_add(u32::try_from(rounds % 1000).unwrap_or(0));
+            fine(
+                "cuMemsetD32Async",
+                call!(cuda.0, "cuMemsetD32Async", at => u64, word => u32, bytes / 4 => usize,
+                stream => usize),
+            )?;
+            held.push((at, bytes, word));
+        }
+        fine(
+            "cuStreamSynchronize",
+            call!(cuda.0, "cuStreamSynchronize", stream => usize),
+        )?;
+        for (at, bytes, word) in held {
+            let mut data = vec![0u32; bytes / 4];
+            let to = data.as_mut_ptr().cast();
+            fine(
+                "cuMemcpyDtoH",
+                call!(cuda.0, "cuMemcpyDtoH_v2", to => *mut c_void, at => u64, bytes => usize),
+            )?;
+            if data.iter().any(|got| *got != word) {
+                return Err(format!("{bytes} bytes at {at:#x} changed"));
+            }
+            if rounds % 2 == 0 {
+                fine("cuMemFree", call!(cuda.0, "cuMemFree_v2", at => u64))?;
+            }
+        }
+        if rounds % 3 == 0 {
+            fine(
+                "cuStreamDestroy",
+                call!(cuda.0, "cuStreamDestroy_v2", stream => usize),
+            )?;
+        }
+        fine(
+            "cuCtxDestroy",
+            call!(cuda.0, "cuCtxDestroy_v2", context => usize),
+        )?;
+        rounds += 1;
+    }
+    Ok(rounds)
 }
 
 struct Probe {
@@ -279,6 +349,24 @@ impl Probe {
                 Err(code) => format!("error {code}"),
             },
             "race" => self.race(number(1)?, number(2)?, number(3)?),
+            "storm" => {
+                let end = Instant::now() + Duration::from_millis(words.get(2)?.parse().ok()?);
+                let threads: Vec<_> = (0..u32::try_from(number(1)?).ok()?)
+                    .map(|seed| {
+                        let cuda = self.cuda.clone();
+                        std::thread::spawn(move || storm(&cuda, seed, end))
+                    })
+                    .collect();
+                let mut rounds = 0;
+                let mut bad = None;
+                for thread in threads {
+                    match thread.join().expect("a thread") {
+                        Ok(more) => rounds += more,
+                        Err(text) => bad = Some(text),
+                    }
+                }
+                bad.map_or_else(|| format!("rounds {rounds}"), |text| format!("bad {text}"))
+            }
             "free" => match *words.get(1)? {
                 "all" => {
                     for handle in std::mem::take(&mut self.handles) {
