@@ -371,18 +371,23 @@ def killed_daemon(m, unit):
 def killed_in_a_swap(m, unit):
     """kill -9 of the daemon in the middle of an eviction loses no byte."""
     p = m.hold("midway", 5 * unit, request=7 * unit)
-    states = []
-    for delay in (0.0, 0.005, 0.02, 0.05, 0.1):
+    seen = []
+    for delay in (0.01, 0.02, 0.05, 0.1, 0.2):
+        # All host memory is there, and a daemon that has just started gives and moves again.
+        m.until(lambda: m.get("/v1/status")["pool"]["populated_bytes"] >= 5 * unit, 60, "host memory is ready")
+        m.until(lambda: not m.get("/v1/status")["adopting"], 20, "the daemon has its processes back")
         threading.Thread(target=lambda: quiet(lambda: m.request("POST", "/v1/workloads/midway/evict")), daemon=True).start()
+        m.until(lambda: m.workload("midway")["state"] != "resident", 10, "the eviction begins")
         time.sleep(delay)
+        before = m.workload("midway")["state"]
         m.daemon.kill()
         m.daemon.wait()
         m.start(*m.flags)
         m.until(lambda: m.workload("midway"), 20, "it came back")
-        states.append(m.workload("midway")["state"])
+        seen.append([before, m.workload("midway")["state"]])
         p.expect("checksum", "ok", 120)
     p.end()
-    return {"states after restarts": states}
+    return {"state when killed, and with the next daemon": seen}
 
 
 def quiet(what):
