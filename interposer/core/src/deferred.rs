@@ -3,6 +3,8 @@
 //! Each waits with an event. The same stream may have it again at once, for the same rounded size;
 //! anybody else once the event is done.
 
+use std::collections::HashMap;
+
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
 use crate::lock;
@@ -18,13 +20,70 @@ struct Entry {
     alloc: Alloc,
     /// 0 once the stream is gone.
     stream: usize,
+    /// The context of the event.
+    context: usize,
     event: usize,
+    /// By the clock of [`Deferred`].
+    born: u64,
 }
 
 /// All that wait, oldest first.
 #[derive(Default)]
 pub struct Deferred {
     entries: Vec<Entry>,
+    /// Threads that have taken entries out to look at them.
+    looking: u32,
+    /// Counts ends of streams and contexts.
+    clock: u64,
+    /// When streams and contexts ended while somebody was looking: what was taken out before has to
+    /// learn of it when it comes back, since the same handle may stand for another by then.
+    ended_streams: HashMap<usize, u64>,
+    ended_contexts: HashMap<usize, u64>,
+}
+
+impl Deferred {
+    fn ended(&mut self, handle: usize, context: bool) {
+        self.clock += 1;
+        if self.looking > 0 {
+            let ends = if context {
+                &mut self.ended_contexts
+            } else {
+                &mut self.ended_streams
+            };
+            ends.insert(handle, self.clock);
+        }
+    }
+
+    /// Takes back what was looked at and is not finished. Returns allocations whose event is gone with
+    /// its context: they are finished.
+    fn put_back(&mut self, unfinished: Vec<Entry>) -> Vec<Alloc> {
+        let since = |ends: &HashMap<usize, u64>, handle, born| {
+            ends.get(&handle).is_some_and(|&ended| ended > born)
+        };
+        let (mut kept, mut finished) = (Vec::with_capacity(unfinished.len()), Vec::new());
+        for mut entry in unfinished {
+            if since(&self.ended_contexts, entry.alloc.context, entry.born) {
+                // The memory went with its context.
+                continue;
+            }
+            if since(&self.ended_contexts, entry.context, entry.born) {
+                finished.push(entry.alloc);
+                continue;
+            }
+            if since(&self.ended_streams, entry.stream, entry.born) {
+                entry.stream = 0;
+            }
+            kept.push(entry);
+        }
+        kept.append(&mut self.entries);
+        self.entries = kept;
+        self.looking -= 1;
+        if self.looking == 0 {
+            self.ended_streams.clear();
+            self.ended_contexts.clear();
+        }
+        finished
+    }
 }
 
 /// What a reuse must agree on.
@@ -36,13 +95,19 @@ fn rounded(alloc: &Alloc) -> u64 {
 }
 
 impl Runtime {
-    /// Gives memory back once `stream` has come this far. The stream's context must be current.
+    /// Gives memory back once `stream` has come this far. `context` is the stream's, and current.
     /// `name`: under which name the same stream may reuse it; 0: not.
     ///
     /// # Errors
     /// The driver's, when the stream is no stream; the memory is then given back after a wait for
     /// its whole context.
-    pub fn defer(&self, alloc: Alloc, stream: usize, name: usize) -> Result<(), Status> {
+    pub fn defer(
+        &self,
+        alloc: Alloc,
+        stream: usize,
+        name: usize,
+        context: usize,
+    ) -> Result<(), Status> {
         let mut event = std::ptr::null_mut();
         // SAFETY: the driver fills one handle, and records it in the application's stream.
         let recorded = unsafe {
@@ -59,10 +124,14 @@ impl Runtime {
             self.finish(&alloc);
             return waited.and(Err(why));
         }
-        lock(&self.deferred).entries.push(Entry {
+        let mut deferred = lock(&self.deferred);
+        let born = deferred.clock;
+        deferred.entries.push(Entry {
             alloc,
             stream: name,
+            context,
             event: event as usize,
+            born,
         });
         Ok(())
     }
@@ -80,6 +149,7 @@ impl Runtime {
             let found = deferred.entries.iter().take(LOOK).position(|e| {
                 e.stream == stream
                     && e.alloc.context == context
+                    && e.context == context
                     && e.alloc.place != Place::Driver
                     && matches!(e.alloc.place, Place::Slab(_)) == small
                     && rounded(&e.alloc) == wanted
@@ -102,50 +172,62 @@ impl Runtime {
     }
 
     fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: bool) -> bool {
-        let (picked, rest): (Vec<Entry>, Vec<Entry>) = {
+        let picked: Vec<Entry> = {
             let mut deferred = lock(&self.deferred);
             if deferred.entries.is_empty() {
                 return false;
             }
-            std::mem::take(&mut deferred.entries)
+            let (picked, rest) = std::mem::take(&mut deferred.entries)
                 .into_iter()
-                .partition(|e| which(&e.alloc))
+                .partition(|e| which(&e.alloc));
+            deferred.entries = rest;
+            deferred.looking += 1;
+            picked
         };
-        lock(&self.deferred).entries.extend(rest);
         let (mut unfinished, mut any) = (Vec::new(), false);
         self.relaxed(|| {
             for entry in picked {
-                let event = entry.event as *mut _;
-                // SAFETY: an event of ours, not destroyed before its entry is.
-                let status = unsafe {
-                    if wait {
-                        call::cuEventSynchronize(event)
-                    } else {
-                        call::cuEventQuery(event)
-                    }
-                };
-                if status == Status::NOT_READY {
+                // Neither the event nor the memory may go with a context meanwhile.
+                let finished = self.using(entry.alloc.context, || {
+                    self.using(entry.context, || {
+                        let event = entry.event as *mut _;
+                        // SAFETY: an event of ours, not destroyed before its entry is.
+                        let status = unsafe {
+                            if wait {
+                                call::cuEventSynchronize(event)
+                            } else {
+                                call::cuEventQuery(event)
+                            }
+                        };
+                        if status == Status::NOT_READY {
+                            return false;
+                        }
+                        // Done, or the context is broken: nothing runs in it any more.
+                        // SAFETY: as above.
+                        let _ = unsafe { call::cuEventDestroy_v2(event) };
+                        self.finish(&entry.alloc);
+                        true
+                    })
+                });
+                if finished == Some(Some(true)) {
+                    any = true;
+                } else {
                     unfinished.push(entry);
-                    continue;
                 }
-                // Done, or the context is broken or gone: nothing runs in it any more.
-                // SAFETY: as above.
-                let _ = unsafe { call::cuEventDestroy_v2(event) };
-                self.finish(&entry.alloc);
-                any = true;
             }
         });
-        if !unfinished.is_empty() {
-            let mut deferred = lock(&self.deferred);
-            unfinished.append(&mut deferred.entries);
-            deferred.entries = unfinished;
+        let finished = lock(&self.deferred).put_back(unfinished);
+        for alloc in &finished {
+            self.finish(alloc);
         }
-        any
+        any || !finished.is_empty()
     }
 
     /// A stream is gone: its handle may come back for another.
     pub fn forget_stream(&self, stream: usize) {
-        for entry in &mut lock(&self.deferred).entries {
+        let mut deferred = lock(&self.deferred);
+        deferred.ended(stream, false);
+        for entry in &mut deferred.entries {
             if entry.stream == stream {
                 entry.stream = 0;
             }
@@ -156,8 +238,11 @@ impl Runtime {
     pub fn forget_deferred_of(&self, context: usize) {
         let gone: Vec<Entry> = {
             let mut deferred = lock(&self.deferred);
+            deferred.ended(context, true);
             let all = std::mem::take(&mut deferred.entries);
-            let (gone, kept) = all.into_iter().partition(|e| e.alloc.context == context);
+            let (gone, kept) = all
+                .into_iter()
+                .partition(|e| e.alloc.context == context || e.context == context);
             deferred.entries = kept;
             gone
         };

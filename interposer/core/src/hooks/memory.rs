@@ -395,9 +395,12 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
                 return real();
             };
             let owner = lock(&runtime.contexts).context_of_stream(stream);
-            let context = owner.unwrap_or(alloc.context);
+            // A default stream is the current context's, whoever owns the memory.
+            let context = owner
+                .or_else(|| runtime.current().ok().map(|(context, _)| context))
+                .unwrap_or(alloc.context);
             let name = reuse_name(stream);
-            match vmm::in_context(context, || runtime.defer(alloc, stream, name)) {
+            match vmm::in_context(context, || runtime.defer(alloc, stream, name, context)) {
                 Ok(()) => Status::SUCCESS,
                 Err(why) => why,
             }
