@@ -40,7 +40,7 @@ pub fn effective_quota(
     };
     if request > room {
         return Err(format!(
-            "the request of {} is more than the device has to give: {}",
+            "the request of {} is more than the {} that the device has to give: lower SPILLWAY_REQUEST",
             format_bytes(request),
             format_bytes(room)
         ));

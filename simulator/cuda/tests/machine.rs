@@ -282,13 +282,18 @@ fn part_copies_over_a_slow_link() {
     let device = alloc(64 * MIB);
     // Once to touch everything.
     ok!(cuMemcpyHtoD_v2(device, host, 64 * MIB));
-    let began = Instant::now();
-    ok!(cuMemcpyHtoD_v2(device, host, 64 * MIB));
-    let into = began.elapsed();
-    let began = Instant::now();
-    ok!(cuMemcpyDtoH_v2(host, device, 64 * MIB));
-    let out = began.elapsed();
-    // 64 MiB at 0.5 and 0.25 GB/s: 134 and 268 ms; a busy machine may take longer.
+    // The best of some, as a busy machine may hold any one of them up.
+    let best = |copy: &dyn Fn()| {
+        let timed = |_| {
+            let began = Instant::now();
+            copy();
+            began.elapsed()
+        };
+        (0..4).map(timed).min().expect("some")
+    };
+    let into = best(&|| ok!(cuMemcpyHtoD_v2(device, host, 64 * MIB)));
+    let out = best(&|| ok!(cuMemcpyDtoH_v2(host, device, 64 * MIB)));
+    // 64 MiB at 0.5 and 0.25 GB/s: 134 and 268 ms.
     assert!((0.130..1.0).contains(&into.as_secs_f64()), "in {into:?}");
     assert!((0.262..1.5).contains(&out.as_secs_f64()), "out {out:?}");
 }
