@@ -130,14 +130,16 @@ fn teardown(
     };
     runtime.teardown_begun();
     let status = match context {
-        Some(context) => runtime.destroying(context, destroy),
+        // Out of our books before anybody of ours may use the handle again.
+        Some(context) => runtime.destroying(context, || {
+            let status = destroy();
+            if status.is_success() && gone() {
+                runtime.context_gone(context);
+            }
+            status
+        }),
         None => destroy(),
     };
-    if let (true, Some(context)) = (status.is_success(), context)
-        && gone()
-    {
-        runtime.context_gone(context);
-    }
     runtime.teardown_ended();
     status
 }

@@ -1,6 +1,8 @@
 //! Draining: the gate closed, nobody inside, the devices idle. Bounded by a deadline; past it the
 //! gate reopens and nothing has changed.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -42,10 +44,13 @@ impl Drainer {
                 Err(_) => return None,
             }
         }
-        requests.send(contexts).ok()?;
+        let given_up = Arc::new(AtomicBool::new(false));
+        requests.send((contexts, Arc::clone(&given_up))).ok()?;
         match answers.recv_timeout(left()) {
             Ok(answer) => Some(answer),
             Err(RecvTimeoutError::Timeout) => {
+                // The gate is about to open: a wait that began now could spoil a capture.
+                given_up.store(true, SeqCst);
                 self.owed = true;
                 None
             }
@@ -57,10 +62,12 @@ impl Drainer {
     }
 }
 
-type Helper = (Sender<Vec<usize>>, Receiver<Result<(), Status>>);
+/// Contexts to wait for, and whether the pager has stopped waiting for the answer.
+type Round = (Vec<usize>, Arc<AtomicBool>);
+type Helper = (Sender<Round>, Receiver<Result<(), Status>>);
 
 fn spawn(runtime: &'static Runtime) -> Option<Helper> {
-    let (requests, inbox) = channel::<Vec<usize>>();
+    let (requests, inbox) = channel::<Round>();
     let (outbox, answers) = channel();
     // Spawned by the pager's thread, so it inherits a mask that blocks every signal.
     let thread = std::thread::Builder::new()
@@ -68,17 +75,10 @@ fn spawn(runtime: &'static Runtime) -> Option<Helper> {
         .spawn(move || {
             gate::exempt_current_thread();
             super::relax();
-            for contexts in inbox {
+            for (contexts, given_up) in inbox {
                 let mut outcome = Ok(());
                 for context in contexts {
-                    let waited = runtime.using(context, || {
-                        vmm::in_context(context, || {
-                            // SAFETY: no pointers are involved.
-                            unsafe { call::cuCtxSynchronize() }.ok()
-                        })
-                    });
-                    // A context that is being destroyed has nothing left to wait for.
-                    outcome = outcome.and(waited.unwrap_or(Ok(())));
+                    outcome = outcome.and(wait_for(runtime, context, &given_up));
                 }
                 if outbox.send(outcome).is_err() {
                     return;
@@ -86,6 +86,27 @@ fn spawn(runtime: &'static Runtime) -> Option<Helper> {
             }
         });
     thread.ok().map(|_| (requests, answers))
+}
+
+/// Waits until a context is idle, or gone. One that is being released may stay, with its work: then
+/// it is waited for after that.
+fn wait_for(runtime: &Runtime, context: usize, given_up: &AtomicBool) -> Result<(), Status> {
+    while !given_up.load(SeqCst) {
+        let waited = runtime.using(context, || {
+            vmm::in_context(context, || {
+                // SAFETY: no pointers are involved.
+                unsafe { call::cuCtxSynchronize() }.ok()
+            })
+        });
+        if let Some(answer) = waited {
+            return answer;
+        }
+        if lock(&runtime.contexts).device_of(context).is_none() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(Status::NOT_READY)
 }
 
 impl Worker {

@@ -282,18 +282,25 @@ impl HostMemory {
 }
 
 fn discard(runtime: &Runtime, mapped: Mapped) {
-    if let Some(context) = mapped.registered_in {
-        let _ = vmm::in_context(context, || {
-            // SAFETY: registered by us at this address; nothing is being copied.
-            unsafe { call::cuMemHostUnregister(mapped.address.cast()) }.ok()
+    let unregistered = mapped.registered_in.is_none_or(|context| {
+        let asked = runtime.using(context, || {
+            vmm::in_context(context, || {
+                // SAFETY: registered by us at this address; nothing is being copied.
+                unsafe { call::cuMemHostUnregister(mapped.address.cast()) }.ok()
+            })
         });
-    }
-    // SAFETY: a mapping of ours of that size; no piece refers to it while resident.
-    unsafe {
-        libc::munmap(
-            mapped.address.cast(),
-            usize::try_from(mapped.segment.bytes).unwrap_or(0),
-        );
+        asked == Some(Ok(()))
+    });
+    // What the driver still has registered keeps its addresses: a later segment there would be copied
+    // to and from the pages of this one.
+    if unregistered {
+        // SAFETY: a mapping of ours of that size; no piece refers to it while resident.
+        unsafe {
+            libc::munmap(
+                mapped.address.cast(),
+                usize::try_from(mapped.segment.bytes).unwrap_or(0),
+            );
+        }
     }
     if let Some(session) = &runtime.session {
         session.release_segment(mapped.segment.id);
