@@ -251,13 +251,11 @@ impl Runtime {
         }
     }
 
-    /// Runs driver calls that a capture of another thread would forbid, in relaxed mode.
+    /// Runs driver calls that a capture of another thread would forbid, in relaxed mode: always, since one
+    /// may begin at any moment.
     pub fn relaxed<T>(&self, run: impl FnOnce() -> T) -> T {
         /// `CU_STREAM_CAPTURE_MODE_RELAXED`
         const RELAXED: u32 = 2;
-        if !lock(&self.contexts).any_capture() {
-            return run();
-        }
         let mut mode = RELAXED;
         // SAFETY: the driver exchanges one integer.
         let exchanged = unsafe { call::cuThreadExchangeStreamCaptureMode(&raw mut mode) };

@@ -303,11 +303,7 @@ fn begin_capture(stream: *mut c_void, begin: impl FnOnce() -> Status) -> Status 
         return begin();
     };
     let inside = gate::enter();
-    let status = begin();
-    if status.is_success() {
-        let (stream, thread) = capture_key(stream);
-        lock(&runtime.contexts).begin_capture(stream, thread);
-    }
+    let status = runtime.beginning_capture(capture_key(stream), begin);
     drop(inside);
     status
 }

@@ -88,14 +88,19 @@ fn streams_idle(runtime: &Runtime) -> bool {
 }
 
 fn any_busy(runtime: &Runtime, streams: &[usize]) -> bool {
-    // SAFETY: stream 0 is the current context's legacy stream.
-    let legacy = unsafe { call::cuStreamQuery(std::ptr::null_mut()) };
-    legacy == Status::NOT_READY
+    // A capture that has begun meanwhile is work, too.
+    let legacy = runtime.asking(|| {
+        // SAFETY: stream 0 is the current context's legacy stream.
+        unsafe { call::cuStreamQuery(std::ptr::null_mut()) }
+    });
+    legacy.is_none_or(|status| status == Status::NOT_READY)
         || streams.iter().take(STREAMS).any(|&stream| {
             let asked = runtime.using(stream, || {
-                // SAFETY: a stream of the application that is not being destroyed.
-                unsafe { call::cuStreamQuery(stream as *mut _) }
+                runtime.asking(|| {
+                    // SAFETY: a stream of the application that is not being destroyed.
+                    unsafe { call::cuStreamQuery(stream as *mut _) }
+                })
             });
-            asked == Some(Status::NOT_READY)
+            asked == Some(None) || asked == Some(Some(Status::NOT_READY))
         })
 }

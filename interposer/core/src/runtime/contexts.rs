@@ -27,6 +27,10 @@ pub struct Contexts {
     in_use: HashMap<usize, u32>,
     /// Contexts and streams that the application is destroying now.
     going: BTreeSet<usize>,
+    /// Threads of ours that ask a stream how far it is, which would spoil a capture.
+    asking: u32,
+    /// Threads of the application that are beginning a capture.
+    beginning: u32,
 }
 
 impl Contexts {
@@ -146,6 +150,37 @@ impl Contexts {
         *self.captures.entry((stream, thread)).or_default() += 1;
     }
 
+    /// The application is about to begin a capture: nobody of ours starts to ask streams until
+    /// [`Contexts::tried_capture`].
+    pub fn tries_capture(&mut self) {
+        self.beginning += 1;
+    }
+
+    /// The driver has begun the capture, or refused it.
+    pub fn tried_capture(&mut self) {
+        self.beginning -= 1;
+    }
+
+    /// Somebody asks streams.
+    #[must_use]
+    pub fn asking(&self) -> bool {
+        self.asking > 0
+    }
+
+    /// A thread of ours is about to ask a stream how far it is; `false`: a capture is open or begins. To
+    /// be ended by [`Contexts::asked`].
+    #[must_use]
+    pub fn try_ask(&mut self) -> bool {
+        let may = self.captures.is_empty() && self.beginning == 0;
+        self.asking += u32::from(may);
+        may
+    }
+
+    /// See [`Contexts::try_ask`].
+    pub fn asked(&mut self) {
+        self.asking -= 1;
+    }
+
     /// A capture ends.
     pub fn end_capture(&mut self, stream: usize, thread: u64) {
         self.captures.remove(&(stream, thread));
@@ -180,6 +215,21 @@ mod tests {
         contexts.gone(10);
         assert!(contexts.try_use(10));
         assert!(!contexts.try_use(11), "unknown");
+    }
+
+    #[test]
+    fn nobody_asks_while_a_capture_is_open() {
+        let mut contexts = Contexts::default();
+        assert!(contexts.try_ask());
+        contexts.tries_capture();
+        assert!(contexts.asking() && !contexts.try_ask());
+        contexts.asked();
+        assert!(!contexts.asking());
+        contexts.begin_capture(100, 0);
+        contexts.tried_capture();
+        assert!(!contexts.try_ask());
+        contexts.end_capture(100, 0);
+        assert!(contexts.try_ask());
     }
 
     #[test]

@@ -149,6 +149,45 @@ impl Runtime {
         Some(result)
     }
 
+    /// Asks streams of the application how far they are; `None`: a capture is open, which that would
+    /// spoil.
+    pub fn asking<T>(&self, ask: impl FnOnce() -> T) -> Option<T> {
+        if !lock(&self.contexts).try_ask() {
+            return None;
+        }
+        let answer = ask();
+        lock(&self.contexts).asked();
+        self.contexts_changed.notify_all();
+        Some(answer)
+    }
+
+    /// Begins a capture of the application and notes it. Nobody of ours asks streams from now until it
+    /// has ended; who asks now is waited for, which takes microseconds.
+    pub fn beginning_capture(
+        &self,
+        (stream, thread): (usize, u64),
+        begin: impl FnOnce() -> Status,
+    ) -> Status {
+        let until = Instant::now() + Duration::from_secs(1);
+        let mut contexts = lock(&self.contexts);
+        contexts.tries_capture();
+        while contexts.asking() && Instant::now() < until {
+            contexts = self
+                .contexts_changed
+                .wait_timeout(contexts, Duration::from_millis(1))
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+        drop(contexts);
+        let status = begin();
+        let mut contexts = lock(&self.contexts);
+        if status.is_success() {
+            contexts.begin_capture(stream, thread);
+        }
+        contexts.tried_capture();
+        status
+    }
+
     /// Destroys a handle of the application, after threads of ours have let go of it. They do
     /// within microseconds, except for one that waits for a kernel that does not end: that wait is
     /// bounded, and the destruction then goes on as it would have without us.
