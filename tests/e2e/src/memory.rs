@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::path::Path;
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
@@ -33,11 +33,20 @@ impl MemoryDir {
             .ok()?;
         let lock = File::create(dir.path().join("lock")).ok()?;
         lock.try_lock().ok()?;
+        std::fs::create_dir(dir.path().join("sim")).ok()?;
         Some(Self { dir, _lock: lock })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+    /// An empty folder for the simulator.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("sim")
+    }
+
+    /// Other users may get there.
+    pub(crate) fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(self.dir.path(), mode).expect("a mode");
     }
 }
 

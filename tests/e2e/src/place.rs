@@ -141,6 +141,9 @@ impl PlaceBuilder {
             };
             mode(&dir, 0o755);
             mode(&dir.join("sim"), 0o1777);
+            if let Some(memory) = &memory {
+                memory.open_to_all();
+            }
         }
         let mut fix = |name: &str, value: OsString| self.vars.insert(name.to_owned(), value);
         fix(MARK, dir.clone().into());
