@@ -204,7 +204,9 @@ pub unsafe fn cuMemFree(real: sig::cuMemFree, dptr: u32) -> Status {
 
 /// The stream is part of a capture: what is allocated or freed there are nodes of a graph.
 fn capturing(runtime: &Runtime, stream: usize) -> bool {
-    lock(&runtime.contexts).any_capture() && vmm::is_capturing(stream)
+    // Two statements: the lock must not be held over the driver's call.
+    let any = lock(&runtime.contexts).any_capture();
+    any && vmm::is_capturing(stream)
 }
 
 /// The name under which a stream's frees may be reused: 0 for streams that differ by thread.
