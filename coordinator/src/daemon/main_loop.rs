@@ -1,6 +1,7 @@
 //! The main loop: waits for news, passes it on, and does what is due. One thread; nothing in it
 //! blocks but the wait itself.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -71,7 +72,15 @@ pub fn run(options: Options) -> Result<()> {
     let api = run_dir.api_listener(options.api_group.as_deref())?;
     let (sender, requests) = channel();
     let waker = Waker::new()?;
-    let mut daemon = Daemon::new(options, &run_dir, gpus, requests, waker.clone())?;
+    // Never dropped, not even by a panic: dropping it would empty the host memory of everybody who is
+    // swapped out. The kernel closes our side, and the next coordinator adopts what the owners hold.
+    let mut daemon = ManuallyDrop::new(Daemon::new(
+        options,
+        &run_dir,
+        gpus,
+        requests,
+        waker.clone(),
+    )?);
     daemon.watch(&signals)?;
     let mut publisher = Publisher::new(run_dir.path(), daemon.instance)
         .inspect_err(|text| tracing::warn!("{text}"))

@@ -249,6 +249,28 @@ fn the_coordinator_killed_in_the_middle_of_a_swap_in_loses_nothing() {
     killed_in("restoring");
 }
 
+/// A restart of the service, as an operator does it: in order, by SIGTERM.
+#[test]
+fn a_coordinator_that_is_restarted_in_order_loses_nothing() {
+    let place = Place::new("death-restart").build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut out = hold(&place, "out", "300MiB", "400MiB", "300MiB");
+    let mut in_place = hold(&place, "in", "300MiB", "400MiB", "300MiB");
+    // Its segments have been used once, and are empty again.
+    daemon.evict_when_idle("in");
+    daemon.restore("in");
+    daemon.evict_when_idle("out");
+    daemon.terminate();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    daemon.await_state("out", "evicted");
+    ok(&mut out, "checksum");
+    ok(&mut in_place, "checksum");
+    for (client, name) in [(&mut out, "out"), (&mut in_place, "in")] {
+        daemon.evict_when_idle(name);
+        ok(client, "checksum");
+    }
+}
+
 #[test]
 fn without_a_next_coordinator_the_swapped_out_come_back_by_themselves() {
     let place = Place::new("death-alone").build();

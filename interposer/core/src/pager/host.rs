@@ -258,6 +258,11 @@ impl HostMemory {
         pieces
     }
 
+    /// The session's id of a piece's segment.
+    pub fn id_of(&self, piece: &HostPiece) -> u64 {
+        self.segments[piece.segment].segment.id
+    }
+
     /// The host address of a piece.
     pub fn address(&self, piece: &HostPiece) -> *mut libc::c_void {
         let mapped = &self.segments[piece.segment];

@@ -2,6 +2,7 @@
 //!
 //! All or nothing: after a failure everything that was on the host before still is.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
@@ -78,8 +79,7 @@ impl Worker {
         }
         // Looked at after the copies, so that whatever came before or during them shows.
         if let Some(session) = &self.runtime.session
-            && !absent.is_empty()
-            && !session.segments_are_whole()
+            && !session.segments_hold(&self.written(moved, &absent))
         {
             crate::say::error!(
                 "the coordinator emptied this process's host memory while it was swapped out: it is lost"
@@ -94,6 +94,17 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// How much of each host segment, by its id, these chunks fill.
+    fn written(&self, moved: &[Moving], chunks: &[(usize, usize)]) -> Vec<(u64, u64)> {
+        let mut written = BTreeMap::<u64, u64>::new();
+        for &(block, chunk) in chunks {
+            for piece in &moved[block].chunks[chunk].host {
+                *written.entry(self.host.id_of(piece)).or_default() += piece.bytes;
+            }
+        }
+        written.into_iter().collect()
     }
 
     /// New physical memory has the default attributes.

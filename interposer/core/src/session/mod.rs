@@ -277,18 +277,18 @@ impl Session {
         )
     }
 
-    /// Whether every host segment is still whole. A coordinator that ends a session empties its
-    /// segments; what was read from one that is not whole may be zeros.
+    /// Whether host segments still hold what was written to them: bytes by segment id. A coordinator
+    /// that ends a session empties its segments; what was read from one with holes may be zeros.
     #[must_use]
-    pub fn segments_are_whole(&self) -> bool {
-        // One that the program has closed cannot be looked at; the reading thread stands guard then.
-        let whole = |segment: &Segment| {
-            segment
-                .file
-                .held_bytes()
-                .map_or(true, |held| held >= segment.bytes)
-        };
-        lock(&self.shared).segments.iter().all(whole)
+    pub fn segments_hold(&self, written: &[(u64, u64)]) -> bool {
+        let shared = lock(&self.shared);
+        written.iter().all(|&(id, bytes)| {
+            let segment = shared.segments.iter().find(|s| s.id == id);
+            // One that the program has closed cannot be looked at; the reading thread stands guard
+            // then.
+            let held = segment.map(|segment| segment.file.held_bytes());
+            held.is_none_or(|held| held.map_or(true, |held| held >= bytes))
+        })
     }
 
     /// Tells the coordinator that the observed page has news.
