@@ -14,12 +14,18 @@ mod context;
 mod export_tables;
 mod memory;
 mod nvml;
+mod ordered;
+mod others;
 mod report;
+mod virtual_memory;
 
 pub use context::*;
 pub use memory::*;
 pub use nvml::*;
+pub use ordered::*;
+pub use others::*;
 pub use report::*;
+pub use virtual_memory::*;
 
 use crate::runtime::{self, Runtime};
 

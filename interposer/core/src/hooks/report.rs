@@ -189,7 +189,7 @@ fn value_of(runtime: &Runtime, alloc: &Alloc, ptr: u64, which: u32) -> Result<Va
         a::MAPPED => Value::Word(1),
         a::ALLOWED_HANDLE_TYPES => Value::Long(0),
         a::ACCESS_FLAGS => Value::Word(READ_WRITE),
-        a::MEMPOOL_HANDLE if alloc.ordered => Value::Long(super::memory::pool_of(ordinal) as u64),
+        a::MEMPOOL_HANDLE if alloc.ordered => Value::Long(super::ordered::pool_of(ordinal) as u64),
         a::MEMPOOL_HANDLE => Value::Long(0),
         // A host pointer, peer tokens, and what later versions add: not for this memory.
         _ => return Err(Status::INVALID_VALUE),
