@@ -61,8 +61,11 @@ impl Worker {
             .filter(|(_, _, chunk)| chunk.handle == 0)
             .map(|(b, c, _)| (b, c))
             .collect();
+        // Before, since reading from a hole fills it; after, for what came meanwhile.
+        self.insist_on_host_memory(moved, &absent);
         let mut copies = Copies::new(Direction::In);
         let outcome = self.fill(moved, &mut copies);
+        self.insist_on_host_memory(moved, &absent);
         if let Err(why) = outcome {
             copies.abandon(&mut self.host);
             for (block, chunk) in absent {
@@ -77,15 +80,6 @@ impl Worker {
             }
             return Err(why);
         }
-        // Looked at after the copies, so that whatever came before or during them shows.
-        if let Some(session) = &self.runtime.session
-            && !session.segments_hold(&self.written(moved, &absent))
-        {
-            crate::say::error!(
-                "the coordinator emptied this process's host memory while it was swapped out: it is lost"
-            );
-            std::process::abort();
-        }
         for (block, chunk) in absent {
             let chunk = &mut moved[block].chunks[chunk];
             if !chunk.host.is_empty() {
@@ -94,6 +88,19 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Ends the process if host memory that holds its only bytes was emptied: wrong bytes are worse than
+    /// none.
+    fn insist_on_host_memory(&self, moved: &[Moving], chunks: &[(usize, usize)]) {
+        if let Some(session) = &self.runtime.session
+            && !session.segments_hold(&self.written(moved, chunks))
+        {
+            crate::say::error!(
+                "the coordinator emptied this process's host memory while it was swapped out: it is lost"
+            );
+            std::process::abort();
+        }
     }
 
     /// How much of each host segment, by its id, these chunks fill.
