@@ -296,12 +296,23 @@ impl Drop for Place {
             self.show_logs();
         }
         end_all(&self.dir);
+        // What a killed coordinator leaves for whoever wants to know what it did last.
+        let _ = std::fs::remove_file(snapshot(&self.run_dir()));
         assert!(
             !expired || std::thread::panicking(),
             "{}: took too long",
             self.name
         );
     }
+}
+
+/// The published snapshot of a run directory, by the rule in `include/spillway.h`.
+fn snapshot(run_dir: &Path) -> PathBuf {
+    let hash = run_dir.as_os_str().as_encoded_bytes().iter();
+    let hash = hash.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    Path::new("/dev/shm").join(format!("spillway-{hash:016x}"))
 }
 
 /// The child gets SIGKILL when the thread that starts it ends.
