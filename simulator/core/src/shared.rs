@@ -324,10 +324,15 @@ impl Shared {
     }
 
     /// Gives fresh frames their storage, so that a full disk is an error here and not a SIGBUS
-    /// later, and something to read that is not zero.
+    /// later, and something to read that is not zero. Used ones hold garbage: who relies on what was
+    /// there before, because he often gets the same frames back, must not get away with it.
     fn back(&self, gpu: u32, chosen: &[u32]) -> io::Result<()> {
         let frames = self.frames(gpu);
-        for frame in chosen.iter().copied().filter(|f| !frames.backed(*f)) {
+        for frame in chosen.iter().copied() {
+            if frames.backed(frame) {
+                self.spoil(gpu, frame);
+                continue;
+            }
             let offset = i64::from(frame) * FRAME as i64;
             // SAFETY: a plain call on a descriptor that is open.
             let failed = unsafe {
@@ -345,6 +350,27 @@ impl Shared {
             frames.set_backed(frame);
         }
         Ok(())
+    }
+
+    /// Overwrites one word of every page of a frame that was just taken, another one each time: all
+    /// of it would cost as much as a copy.
+    fn spoil(&self, gpu: u32, frame: u32) {
+        const PAGE: u64 = 4096;
+        let mut random = now_ns() ^ u64::from(frame) << 40;
+        for page in 0..FRAME / PAGE {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let word = (random >> 33) % (PAGE / 8);
+            // SAFETY: the frame was just taken by this process and lies inside the window; the word
+            // lies inside the frame, and is aligned as the window is to pages.
+            unsafe {
+                let at = self
+                    .frame(gpu, frame)
+                    .add((page * PAGE + word * 8) as usize);
+                at.cast::<u64>().write_volatile(random);
+            }
+        }
     }
 
     /// Returns frames of this process.

@@ -287,3 +287,22 @@ fn contexts_and_streams_that_come_and_go_meanwhile_lose_nothing() {
     assert_eq!(client.ask("check 3"), "ok");
     assert_eq!(client.stderr(), "");
 }
+
+/// The control for all of the above: who loses bytes cannot find them where they were before, because
+/// the device hands the same memory out again.
+#[test]
+fn what_was_given_back_is_spoilt() {
+    let place = Place::new("bytes-control").build();
+    let mut client = place.client("driver-probe").bare().start();
+    assert_eq!(client.line(), "ready");
+    let first = client.ask(&format!("alloc {}", 64 * MIB));
+    assert_eq!(client.ask("fill 7"), "ok");
+    assert_eq!(client.ask("check 7"), "ok");
+    assert_eq!(client.ask("free all"), "ok 1");
+    assert_eq!(
+        client.ask(&format!("alloc {}", 64 * MIB)),
+        first,
+        "the same address"
+    );
+    assert!(client.ask("check 7").starts_with("bad "));
+}
