@@ -297,7 +297,7 @@ impl Daemon {
             Stage::Live(live) => live,
             Stage::Adopting(adopting) => {
                 for (_, segment) in adopting.segments {
-                    self.workshop.discard(segment);
+                    segment.leave();
                 }
                 return;
             }
@@ -305,7 +305,12 @@ impl Daemon {
         };
         self.pool.release(live.host_grant);
         for (_, segment) in live.segments {
-            self.workshop.discard(segment);
+            // Who was sent away may still run, with memory on the host alone; it may come back.
+            if session.sent_away {
+                segment.leave();
+            } else {
+                self.workshop.discard(segment);
+            }
         }
         let name = self.name(live.workload);
         let text = format!(

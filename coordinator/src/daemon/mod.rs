@@ -15,6 +15,7 @@
 //! | `apply` | carrying out the arbiter's actions |
 //! | `shared` | the shared pages: memfds, seals, mappings |
 //! | `pages` | the arbiter's view of them |
+//! | `adopt` | processes from before a restart |
 //! | `pool` | host memory: accounts and segments |
 //! | `gpus`, `nvml` | what the driver knows about devices |
 //! | `sampler` | the thread that asks it |
@@ -24,6 +25,7 @@
 //! | `view` | status and metrics |
 //! | `publish` | the snapshot in shared memory |
 
+mod adopt;
 mod apply;
 mod events;
 mod gpus;

@@ -194,6 +194,8 @@ pub struct Segment {
     file: OwnedFd,
     bytes: u64,
     populated: Arc<AtomicU64>,
+    /// Emptied at its end. Not while the only copy of somebody's memory may be in it.
+    emptied: bool,
 }
 
 impl Segment {
@@ -227,10 +229,12 @@ impl Segment {
             file,
             bytes,
             populated: Arc::clone(populated),
+            emptied: true,
         })
     }
 
-    /// Takes over a segment from before a restart. The caller has checked the file.
+    /// Takes over a segment from before a restart. The caller has checked the file. It is its owner's
+    /// alone until [`Segment::settle`].
     #[must_use]
     pub fn adopt(file: OwnedFd, bytes: u64, populated: &Arc<AtomicU64>) -> Self {
         populated.fetch_add(bytes, Relaxed);
@@ -238,7 +242,18 @@ impl Segment {
             file,
             bytes,
             populated: Arc::clone(populated),
+            emptied: false,
         }
+    }
+
+    /// Its owner is in: from now on it ends with the session.
+    pub fn settle(&mut self) {
+        self.emptied = true;
+    }
+
+    /// Its owner was sent away and may hold memory in it: it is left to the owner, who may come back.
+    pub fn leave(mut self) {
+        self.emptied = false;
     }
 
     /// Its size.
@@ -256,6 +271,16 @@ impl AsFd for Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        if self.emptied {
+            self.empty();
+        }
+        // Counted down last: who sees the figure sees the pages gone.
+        self.populated.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+impl Segment {
+    fn empty(&self) {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let len = i64::try_from(self.bytes).unwrap_or(i64::MAX);
         while let Err(error) = fallocate(&self.file, flags, 0, len) {
@@ -264,7 +289,6 @@ impl Drop for Segment {
                 break;
             }
         }
-        self.populated.fetch_sub(self.bytes, Relaxed);
     }
 }
 

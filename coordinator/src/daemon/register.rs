@@ -2,23 +2,22 @@
 //!
 //! Promises: who a process is was told by the kernel. A workload's name is bound to the control group
 //! and user of its first process; nobody else joins it, and nobody widens it. What a process brings
-//! along from before a restart is checked before it is believed.
+//! along from before a restart is taken by [`super::adopt`].
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use spillway_arbiter::{
-    DeviceId, Order, ProcessId, Quota, Resume, WorkloadId, WorkloadSpec, effective_quota,
+    DeviceId, Order, ProcessId, Quota, WorkloadId, WorkloadSpec, effective_quota,
 };
 use spillway_protocol::message::{FromProcess, Register, ToProcess};
 use spillway_protocol::names::valid_workload_name;
-use spillway_protocol::page::{Command, FLAG_SIBLINGS, State, state};
-use spillway_protocol::{
-    MAX_NAME, MAX_SEGMENT, MAX_SEGMENTS, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, format_bytes,
-};
+use spillway_protocol::page::{Command, FLAG_SIBLINGS};
+use spillway_protocol::{MAX_NAME, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, format_bytes};
 
+use super::adopt::resume_of;
 use super::apply::code;
 use super::gpus::format_uuid;
 use super::main_loop::now;
@@ -26,19 +25,17 @@ use super::pages::Pair;
 use super::pool::Segment;
 use super::sampler::Target;
 use super::session::{Adopting, Live, Stage};
-use super::shared::{Shared, check_file};
+use super::shared::Shared;
 use super::socket::Packet;
 use super::state::{Counters, Daemon, WorkloadState};
 
 /// Sessions of one user; far more than one node has GPU processes.
 const MAX_SESSIONS_PER_USER: usize = 1024;
-/// Epochs beyond this are refused: they would not fit their word for long.
-const MAX_EPOCH: u64 = 1 << 48;
 /// The kind of the first message on the wire, and where its version is. Fixed for all versions.
 const REGISTER_KIND: u32 = 1;
 
 /// Why a registration is refused: a word for counting, and a line for the process.
-type Refusal = (&'static str, String);
+pub(super) type Refusal = (&'static str, String);
 
 impl Daemon {
     /// The first packet of a session.
@@ -117,103 +114,7 @@ impl Daemon {
         }
     }
 
-    fn begin_adoption(
-        &mut self,
-        id: ProcessId,
-        register: Register,
-        mut descriptors: Vec<OwnedFd>,
-    ) -> Result<(), Refusal> {
-        let (Some(page), true) = (descriptors.pop(), descriptors.is_empty()) else {
-            return Err((
-                "malformed",
-                "a resumption brings one descriptor, its observed page".to_owned(),
-            ));
-        };
-        if register.segments as usize > MAX_SEGMENTS {
-            return Err((
-                "malformed",
-                format!("{} segments are too many", register.segments),
-            ));
-        }
-        if register.epoch > MAX_EPOCH {
-            return Err((
-                "malformed",
-                format!("the epoch {} is too large", register.epoch),
-            ));
-        }
-        let observed = Shared::adopt(page).map_err(|text| ("malformed", text))?;
-        let left = register.segments;
-        let adopting = Adopting {
-            register,
-            observed,
-            segments: BTreeMap::new(),
-        };
-        if left == 0 {
-            return self.finish_adoption(id, adopting);
-        }
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.stage = Stage::Adopting(Box::new(adopting));
-        }
-        Ok(())
-    }
-
-    /// A segment from before a restart.
-    pub(super) fn adopt_packet(&mut self, id: ProcessId, packet: Packet) {
-        let result = self.adopt(id, packet);
-        if let Err((reason, text)) = result {
-            self.refuse(id, reason, &text);
-        }
-    }
-
-    fn adopt(&mut self, id: ProcessId, packet: Packet) -> Result<(), Refusal> {
-        let message = FromProcess::decode(&packet.bytes)
-            .map_err(|error| ("malformed", format!("malformed message: {error}")))?;
-        let FromProcess::Adopt { id: segment, bytes } = message else {
-            return Err((
-                "malformed",
-                "segments were announced: send them first".to_owned(),
-            ));
-        };
-        let mut descriptors = packet.descriptors;
-        let (Some(file), true) = (descriptors.pop(), descriptors.is_empty()) else {
-            return Err((
-                "malformed",
-                "a segment comes with one descriptor".to_owned(),
-            ));
-        };
-        if bytes == 0 || bytes > MAX_SEGMENT {
-            return Err(("malformed", format!("a segment of {bytes} bytes cannot be")));
-        }
-        check_file(&file, bytes)
-            .map_err(|why| ("malformed", format!("segment {segment} {why}")))?;
-        let counter = Arc::clone(self.pool.counter());
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return Ok(());
-        };
-        let Stage::Adopting(adopting) = &mut session.stage else {
-            return Ok(());
-        };
-        if adopting.segments.contains_key(&segment) {
-            return Err(("malformed", format!("segment {segment} came twice")));
-        }
-        adopting
-            .segments
-            .insert(segment, Segment::adopt(file, bytes, &counter));
-        if adopting.segments.len() < adopting.register.segments as usize {
-            return Ok(());
-        }
-        match std::mem::replace(&mut session.stage, Stage::New) {
-            Stage::Adopting(adopting) => self.finish_adoption(id, *adopting),
-            _ => Ok(()),
-        }
-    }
-
-    fn finish_adoption(&mut self, id: ProcessId, adopting: Adopting) -> Result<(), Refusal> {
-        let register = adopting.register.clone();
-        self.finish(id, &register, Some(adopting))
-    }
-
-    fn finish(
+    pub(super) fn finish(
         &mut self,
         id: ProcessId,
         register: &Register,
@@ -397,7 +298,7 @@ impl Daemon {
             |error: nix::Error| ("busy", format!("spillwayd cannot make a page: {error}"));
         let desired = Shared::desired().map_err(no_memory)?;
         let resumed = adopting.is_some();
-        let (observed, segments) = match adopting {
+        let (observed, mut segments) = match adopting {
             Some(adopting) => (adopting.observed, adopting.segments),
             None => (Shared::observed().map_err(no_memory)?, BTreeMap::new()),
         };
@@ -421,7 +322,8 @@ impl Daemon {
                 desired.devices[index].request.store(quota.request, SeqCst);
             }
         }
-        let host_grant = self.adopted_host_grant(register, &segments, resumed);
+        segments.values_mut().for_each(Segment::settle);
+        let host_grant = self.adopted_host_grant(register, resumed);
         desired.host_grant.store(host_grant, SeqCst);
         let observed = Arc::new(observed);
         let target = Target {
@@ -487,27 +389,6 @@ impl Daemon {
             );
         }
         Ok(())
-    }
-
-    /// What a resumed process has in the pool: what it says, but no less than its segments hold and
-    /// no more than one segment above that.
-    fn adopted_host_grant(
-        &mut self,
-        register: &Register,
-        segments: &BTreeMap<u64, Segment>,
-        resumed: bool,
-    ) -> u64 {
-        if !resumed {
-            return 0;
-        }
-        let held: u64 = segments.values().map(Segment::bytes).sum();
-        let granted = register
-            .grants
-            .iter()
-            .fold(0u64, |sum, grant| sum.saturating_add(*grant));
-        let grant = register.host_grant.min(granted.max(held));
-        self.pool.adopt(grant);
-        grant
     }
 
     /// Publishes an order.
@@ -589,25 +470,6 @@ fn check_version(packet: &[u8]) -> Result<(), Refusal> {
             Err(("version", text))
         }
         _ => Ok(()),
-    }
-}
-
-/// What a process holds, from what it says and from its page, each word read once.
-fn resume_of(
-    register: &Register,
-    observed: &Shared<spillway_protocol::page::Observed>,
-    devices: &[DeviceId],
-) -> Resume {
-    let state = State::unpack(observed.state.load(SeqCst));
-    Resume {
-        epoch: register.epoch,
-        evicted: state.code == state::EVICTED,
-        evicting: state.code == state::EVICTING,
-        grants: devices
-            .iter()
-            .zip(&register.grants)
-            .map(|(device, grant)| (*device, *grant))
-            .collect(),
     }
 }
 

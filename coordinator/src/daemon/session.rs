@@ -91,6 +91,8 @@ pub struct Session {
     pub stage: Stage,
     /// To be closed, and why; set once.
     pub end: Option<String>,
+    /// The process did not end it: it was sent away.
+    pub sent_away: bool,
     /// Whether epoll was asked to tell when it can be written.
     pub watches_write: bool,
     socket: OwnedFd,
@@ -107,6 +109,7 @@ impl Session {
             identity,
             stage: Stage::New,
             end: None,
+            sent_away: false,
             watches_write: false,
             socket,
             queue: VecDeque::new(),
@@ -139,6 +142,7 @@ impl Session {
         self.queue.push_back((message.encode(), descriptors));
         self.flush();
         if self.queue.len() > MAX_QUEUED {
+            self.sent_away = true;
             self.end("does not read its messages");
         }
     }
@@ -184,6 +188,7 @@ impl Session {
             },
             Vec::new(),
         );
+        self.sent_away |= self.end.is_none();
         self.end(text);
     }
 

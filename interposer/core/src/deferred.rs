@@ -99,8 +99,7 @@ impl Runtime {
     /// `name`: under which name the same stream may reuse it; 0: not.
     ///
     /// # Errors
-    /// The driver's, when the stream is no stream; the memory is then given back after a wait for
-    /// its whole context.
+    /// The driver's, when the stream is no stream; the memory then stays the program's.
     pub fn defer(
         &self,
         alloc: Alloc,
@@ -120,9 +119,8 @@ impl Runtime {
                 // SAFETY: made above.
                 let _ = unsafe { call::cuEventDestroy_v2(event) };
             }
-            let waited = self.wait_idle(alloc.context);
-            self.finish(&alloc);
-            return waited.and(Err(why));
+            lock(&self.heap).put_back(alloc);
+            return Err(why);
         }
         let mut deferred = lock(&self.deferred);
         let born = deferred.clock;

@@ -3,6 +3,7 @@
 //! No lock is held over a driver call. Physical memory is created inside the gate, so that the pager
 //! never sees half an allocation; waiting for quota happens outside.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ impl Runtime {
         }
         let (context, device) = self.current()?;
         self.reap_deferred();
+        self.finish_kept();
         if !self.paging || bytes > u64::MAX / 4 {
             return self.allocate_pinned(context, device, bytes, ordered);
         }
@@ -232,8 +234,17 @@ impl Runtime {
         if alloc.place == Place::Driver {
             // SAFETY: the driver made it, and the record was taken once.
             let status = unsafe { call::cuMemFree_v2(ptr) };
-            self.uncharge(alloc.device, alloc.bytes);
+            if status.is_success() {
+                self.uncharge(alloc.device, alloc.bytes);
+            } else {
+                lock(&self.heap).put_back(alloc);
+            }
             return Some(status);
+        }
+        if lock(&self.contexts).any_capture() {
+            // To wait for all work that may use it would spoil the capture: kept until that ends.
+            lock(&self.kept).push(alloc);
+            return Some(Status::SUCCESS);
         }
         let waited = self.wait_idle(alloc.context);
         self.finish(&alloc);
@@ -241,6 +252,22 @@ impl Runtime {
             Ok(()) => Status::SUCCESS,
             Err(why) => why,
         })
+    }
+
+    /// Gives back what was freed while a stream captured, if none does now.
+    pub fn finish_kept(&self) {
+        if lock(&self.kept).is_empty() || lock(&self.contexts).any_capture() {
+            return;
+        }
+        let kept = std::mem::take(&mut *lock(&self.kept));
+        let contexts: BTreeSet<usize> = kept.iter().map(|alloc| alloc.context).collect();
+        for context in contexts {
+            // A context that is broken or gone runs nothing any more.
+            let _ = self.wait_idle(context);
+        }
+        for alloc in &kept {
+            self.finish(alloc);
+        }
     }
 
     /// Makes a freed allocation's memory reusable: no work uses it any more.
@@ -282,26 +309,15 @@ impl Runtime {
         any
     }
 
-    /// Waits until no work in a context can use its memory, as the driver's `cuMemFree` does.
+    /// Waits until no work in a context can use its memory, as the driver's `cuMemFree` does. Not
+    /// while a stream captures.
     ///
     /// # Errors
     /// The context's error: what went wrong in earlier work.
-    pub fn wait_idle(&self, context: usize) -> Result<(), Status> {
-        let capturing = lock(&self.contexts).any_capture();
+    fn wait_idle(&self, context: usize) -> Result<(), Status> {
         vmm::in_context(context, || {
-            if !capturing {
-                // SAFETY: no pointers are involved.
-                return unsafe { call::cuCtxSynchronize() }.ok();
-            }
-            // Synchronising the context would spoil the capture: wait for its other streams.
-            let streams = lock(&self.contexts).streams_of(context);
-            self.relaxed(|| {
-                for stream in streams.into_iter().filter(|&s| !vmm::is_capturing(s)) {
-                    // SAFETY: a stream of the application; if it is gone meanwhile the driver says so.
-                    let _ = unsafe { call::cuStreamSynchronize(stream as *mut _) };
-                }
-            });
-            Ok(())
+            // SAFETY: no pointers are involved.
+            unsafe { call::cuCtxSynchronize() }.ok()
         })
     }
 
@@ -319,6 +335,7 @@ impl Runtime {
     /// Lets go of everything that a context owned, after the driver has destroyed it.
     pub fn context_gone(&self, context: usize) {
         self.forget_deferred_of(context);
+        lock(&self.kept).retain(|alloc| alloc.context != context);
         lock(&self.contexts).remove(context);
         let (blocks, allocs) = lock(&self.heap).take_context(context);
         for block in blocks {

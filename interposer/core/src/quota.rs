@@ -89,10 +89,10 @@ impl Runtime {
     pub fn unreserve(&self, device: usize, bytes: u64, backing: Backing) {
         let own = &self.observed.devices[device];
         match backing {
-            Backing::Pageable => self.observed.pageable.fetch_sub(bytes, SeqCst),
-            Backing::Pinned => own.pinned.fetch_sub(bytes, SeqCst),
-        };
-        own.used.fetch_sub(bytes, SeqCst);
+            Backing::Pageable => crate::take_off(&self.observed.pageable, bytes),
+            Backing::Pinned => crate::take_off(&own.pinned, bytes),
+        }
+        crate::take_off(&own.used, bytes);
     }
 
     /// Free and total bytes of a device as the program is told: of its own workload only.

@@ -259,6 +259,11 @@ impl Heap {
         self.allocs.remove(&ptr)
     }
 
+    /// Undoes a `take` whose free was refused.
+    pub fn put_back(&mut self, alloc: Alloc) {
+        self.allocs.insert(alloc.ptr, alloc);
+    }
+
     /// Brings a taken allocation back to life, under the same pointer, for an equal rounded size.
     pub fn revive(&mut self, alloc: Alloc, bytes: u64) -> u64 {
         let id = self.next_id();

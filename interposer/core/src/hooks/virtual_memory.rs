@@ -121,3 +121,69 @@ pub unsafe fn cuMemRetainAllocationHandle(
     }
     status
 }
+
+/// Something would hold on to the physical memory behind a pointer of ours, which an eviction gives
+/// back: said once, and refused as the driver refuses it for memory that cannot do it.
+fn would_pin(ptr: u64, what: &str) -> bool {
+    use std::sync::Once;
+    static SAID: Once = Once::new();
+    let ours = limited().is_some_and(|runtime| super::report::ours(runtime, ptr).is_some());
+    if ours {
+        SAID.call_once(|| {
+            crate::say::warning!(
+                "{what}: memory that can be swapped cannot be pinned for another device or process; \
+                 set SPILLWAY_SWAP=never for this program"
+            );
+        });
+    }
+    ours
+}
+
+pub unsafe fn cuMemGetHandleForAddressRange(
+    real: sig::cuMemGetHandleForAddressRange,
+    handle: *mut c_void,
+    dptr: u64,
+    size: usize,
+    handleType: u32,
+    flags: u64,
+) -> Status {
+    if would_pin(dptr, "cuMemGetHandleForAddressRange") {
+        return Status::NOT_SUPPORTED;
+    }
+    let _inside = crate::gate::enter();
+    // SAFETY: the application's own call.
+    unsafe { real(handle, dptr, size, handleType, flags) }
+}
+
+pub unsafe fn cuMulticastBindAddr(
+    real: sig::cuMulticastBindAddr,
+    mcHandle: u64,
+    mcOffset: usize,
+    memptr: u64,
+    size: usize,
+    flags: u64,
+) -> Status {
+    if would_pin(memptr, "cuMulticastBindAddr") {
+        return Status::NOT_SUPPORTED;
+    }
+    let _inside = crate::gate::enter();
+    // SAFETY: the application's own call.
+    unsafe { real(mcHandle, mcOffset, memptr, size, flags) }
+}
+
+pub unsafe fn cuMulticastBindAddr_v2(
+    real: sig::cuMulticastBindAddr_v2,
+    mcHandle: u64,
+    dev: i32,
+    mcOffset: usize,
+    memptr: u64,
+    size: usize,
+    flags: u64,
+) -> Status {
+    if would_pin(memptr, "cuMulticastBindAddr") {
+        return Status::NOT_SUPPORTED;
+    }
+    let _inside = crate::gate::enter();
+    // SAFETY: the application's own call.
+    unsafe { real(mcHandle, dev, mcOffset, memptr, size, flags) }
+}

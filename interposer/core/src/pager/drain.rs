@@ -41,7 +41,11 @@ impl Drainer {
         if self.owed {
             match answers.recv_timeout(left()) {
                 Ok(_) => self.owed = false,
-                Err(_) => return None,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    (self.helper, self.owed) = (None, false);
+                    return None;
+                }
             }
         }
         let given_up = Arc::new(AtomicBool::new(false));
@@ -157,6 +161,10 @@ impl Worker {
             Some(Ok(())) => {
                 // Everything is finished, so what was freed in stream order is free now.
                 self.runtime.reap_deferred();
+                let kept = std::mem::take(&mut *lock(&self.runtime.kept));
+                for alloc in kept {
+                    self.runtime.finish(&alloc);
+                }
                 Ok(())
             }
         }

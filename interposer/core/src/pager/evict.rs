@@ -15,6 +15,10 @@ use crate::heap::Moving;
 use crate::lock;
 use crate::vmm;
 
+/// After so long with an error that is not about space, a failed eviction cannot be undone: going on
+/// would be with wrong bytes, and waiting would be for ever.
+const HOPELESS: Duration = Duration::from_secs(30);
+
 impl Worker {
     /// Takes hold of all pageable blocks; waits, bounded, for context teardowns.
     pub(super) fn begin_move(&self) -> Result<Vec<Moving>, String> {
@@ -151,7 +155,15 @@ impl Worker {
             chunk.host.clear();
         }
         let mut pause = Duration::from_millis(5);
+        let begun = Instant::now();
         while let Err(why) = self.copy_in(moved) {
+            if why != Status::OUT_OF_MEMORY && begun.elapsed() > HOPELESS {
+                crate::say::error!(
+                    "memory could not be brought back (driver error {}): its content is lost",
+                    why.0
+                );
+                std::process::abort();
+            }
             crate::say::warning!(
                 "bringing memory back: the driver answers {}; trying again",
                 why.0

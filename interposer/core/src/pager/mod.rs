@@ -90,7 +90,14 @@ pub fn spawn(runtime: &'static Runtime) {
         .name("spillway-sess".into())
         .spawn(|| {
             if let Some(session) = &runtime.session {
-                session.listen();
+                let listen = std::panic::AssertUnwindSafe(|| session.listen());
+                if std::panic::catch_unwind(listen).is_err() {
+                    crate::say::error!(
+                        "internal error in the session: going on without a coordinator"
+                    );
+                    session.give_up();
+                    runtime.pager.poke();
+                }
             }
         });
     let pager = std::thread::Builder::new()
@@ -250,7 +257,17 @@ impl Worker {
             }
             (command::DRAIN, Phase::Drained) => self.publish(epoch, state::DRAINED),
             (command::EVICT, Phase::Drained) => self.move_out(epoch),
-            (command::EVICT, Phase::Resident) if self.drain(epoch) => self.move_out(epoch),
+            (command::EVICT, Phase::Resident) => {
+                // What is still missing of host memory is made while the program goes on.
+                self.publish(epoch, state::DRAINING);
+                let wanted = lock(&self.runtime.heap).pageable_bytes();
+                match self.host.begin(self.runtime, wanted) {
+                    Err(why) => self.failed(epoch, &why),
+                    Ok(()) if self.drain(epoch) => self.move_out(epoch),
+                    // Busy, which is answered already.
+                    Ok(()) => {}
+                }
+            }
             (command::DRAIN | command::EVICT, Phase::Evicted) => {
                 self.publish(epoch, state::EVICTED)
             }
@@ -268,14 +285,17 @@ impl Worker {
                 self.enter(Phase::Evicted);
                 self.publish(epoch, state::EVICTED);
             }
-            Err(why) => {
-                crate::say::warning!("eviction undone: {why}");
-                if let Some(session) = &self.runtime.session {
-                    session.note(&format!("eviction undone: {why}"));
-                }
-                self.reopen(epoch, state::FAILED);
-            }
+            Err(why) => self.failed(epoch, &why),
         }
+    }
+
+    /// The eviction is not to be had; everything is on the device, and goes on.
+    fn failed(&mut self, epoch: u64, why: &str) {
+        crate::say::warning!("eviction undone: {why}");
+        if let Some(session) = &self.runtime.session {
+            session.note(&format!("eviction undone: {why}"));
+        }
+        self.reopen(epoch, state::FAILED);
     }
 
     fn enter(&mut self, phase: Phase) {

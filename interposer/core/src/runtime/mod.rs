@@ -19,7 +19,7 @@ pub use start::{monotonic_ns, start};
 use crate::deferred::Deferred;
 use crate::driver::{Status, call};
 use crate::handles::Handles;
-use crate::heap::Heap;
+use crate::heap::{Alloc, Heap};
 use crate::lock;
 use crate::pager::Pager;
 use crate::quota::SmallMeter;
@@ -62,6 +62,8 @@ pub struct Runtime {
     pub contexts_changed: Condvar,
     /// Stream-ordered frees whose work is not finished.
     pub deferred: Mutex<Deferred>,
+    /// Frees that wait for the end of a capture.
+    pub kept: Mutex<Vec<Alloc>>,
     /// Handles, arrays and managed allocations of the application.
     pub handles: Mutex<Handles>,
     /// Per device: the driver's own small allocations.

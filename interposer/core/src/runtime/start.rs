@@ -249,6 +249,7 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         contexts: Mutex::default(),
         contexts_changed: Condvar::new(),
         deferred: Mutex::new(Deferred::default()),
+        kept: Mutex::default(),
         handles: Mutex::new(Handles::default()),
         small,
         peers: Mutex::default(),

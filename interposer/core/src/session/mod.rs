@@ -28,7 +28,9 @@ use crate::lock;
 /// How long a registration may take before the process goes on without a coordinator.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request for growth waits for a coordinator that went away to come back.
-const ABSENCE: Duration = Duration::from_secs(10);
+const ABSENCE: Duration = Duration::from_secs(30);
+/// How long it waits for an answer: a coordinator answers sooner, unless it is stopped.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why a session did not begin.
 #[derive(Debug)]
@@ -243,7 +245,12 @@ impl Session {
         let Some(fd) = lock(&self.shared).socket.clone() else {
             return false;
         };
-        let sent = socket::send(&fd, &message.encode(), &[]);
+        let sent = match message {
+            // Says nothing but "look": where the queue is full, one is waiting already. Callers at
+            // the gate must not wait for a coordinator that is stopped.
+            FromProcess::Wake => socket::try_send(&fd, &message.encode(), &[]),
+            _ => socket::send(&fd, &message.encode(), &[]),
+        };
         if fd.get().is_err() {
             self.program_took_our_descriptors();
             return false;
@@ -360,7 +367,7 @@ impl Session {
                     pageable,
                     no_wait,
                 },
-                None,
+                Some(PATIENCE),
             ) {
                 Answer::Grow {
                     outcome: outcome::GRANTED,
@@ -513,6 +520,15 @@ impl Session {
             (self.on_news)();
         }
         true
+    }
+
+    /// After an internal error: nothing is asked any more, and nobody waits for an answer.
+    pub fn give_up(&self) {
+        self.taken.store(true, SeqCst);
+        self.observed
+            .unswappable
+            .fetch_or(unswappable::DETACHED, SeqCst);
+        self.forget_socket();
     }
 
     fn forget_socket(&self) {

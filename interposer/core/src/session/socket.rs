@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
@@ -39,8 +39,30 @@ pub fn set_timeouts(fd: &Descriptor, timeout: Duration) -> io::Result<()> {
     Ok(setsockopt(&fd, sockopt::ReceiveTimeout, &value)?)
 }
 
-/// Sends one packet.
+/// How long a packet waits for a coordinator that reads nothing.
+const FULL: Duration = Duration::from_secs(2);
+
+/// Sends one packet; waits, bounded, while the coordinator reads nothing.
+///
+/// # Errors
+/// The coordinator is gone, or has read nothing for [`FULL`] (`WouldBlock`).
 pub fn send(fd: &Descriptor, packet: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
+    let until = Instant::now() + FULL;
+    loop {
+        match try_send(fd, packet, descriptors) {
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Sends one packet, at once or not at all.
+///
+/// # Errors
+/// As [`send`].
+pub fn try_send(fd: &Descriptor, packet: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
     let data = [IoSlice::new(packet)];
     let rights = [ControlMessage::ScmRights(descriptors)];
     let control: &[ControlMessage<'_>] = if descriptors.is_empty() { &[] } else { &rights };
@@ -49,7 +71,7 @@ pub fn send(fd: &Descriptor, packet: &[u8], descriptors: &[RawFd]) -> io::Result
             fd.get()?.as_raw_fd(),
             &data,
             control,
-            MsgFlags::MSG_NOSIGNAL,
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
             None,
         ) {
             Ok(_) => return Ok(()),

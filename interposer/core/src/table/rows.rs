@@ -382,7 +382,7 @@ macro_rules! driver_rows {
             slot reports cuMemGetAllocationGranularity = cuMemGetAllocationGranularity 10020 [] (granularity: *mut usize, prop: *const c_void, option: u32);
             slot reports cuMemGetAllocationPropertiesFromHandle = cuMemGetAllocationPropertiesFromHandle 10020 [] (prop: *mut c_void, handle: u64);
             off reports cuMemGetDefaultMemPool = cuMemGetDefaultMemPool 13000 [] (pool_out: *mut *mut c_void, location: *mut c_void, type_: u32);
-            gated needs_residency cuMemGetHandleForAddressRange = cuMemGetHandleForAddressRange 11070 [shares] (handle: *mut c_void, dptr: u64, size: usize, handleType: u32, flags: u64);
+            custom needs_residency cuMemGetHandleForAddressRange = cuMemGetHandleForAddressRange 11070 [shares] (handle: *mut c_void, dptr: u64, size: usize, handleType: u32, flags: u64);
             custom reports cuMemGetInfo = cuMemGetInfo 2000 [] (free: *mut u32, total: *mut u32);
             custom reports cuMemGetInfo_v2 = cuMemGetInfo 3020 [] (free: *mut usize, total: *mut usize);
             off reports cuMemGetLocationInfo = cuMemGetLocationInfo 13040 [] (ptr: u64, size: usize, summaryGranularity: usize, samplingGranularity: usize, location_out: *mut c_void);
@@ -549,8 +549,8 @@ macro_rules! driver_rows {
             gated needs_residency cuModuleLoadFatBinary = cuModuleLoadFatBinary 2000 [takes] (module: *mut *mut c_void, fatCubin: *const c_void);
             slot none cuModuleUnload = cuModuleUnload 2000 [gives] (hmod: *mut c_void);
             gated needs_residency cuMulticastAddDevice = cuMulticastAddDevice 12010 [maps shares] (mcHandle: u64, dev: i32);
-            gated needs_residency cuMulticastBindAddr = cuMulticastBindAddr 12010 [maps shares] (mcHandle: u64, mcOffset: usize, memptr: u64, size: usize, flags: u64);
-            gated needs_residency cuMulticastBindAddr_v2 = cuMulticastBindAddr 13010 [maps shares] (mcHandle: u64, dev: i32, mcOffset: usize, memptr: u64, size: usize, flags: u64);
+            custom needs_residency cuMulticastBindAddr = cuMulticastBindAddr 12010 [maps shares] (mcHandle: u64, mcOffset: usize, memptr: u64, size: usize, flags: u64);
+            custom needs_residency cuMulticastBindAddr_v2 = cuMulticastBindAddr 13010 [maps shares] (mcHandle: u64, dev: i32, mcOffset: usize, memptr: u64, size: usize, flags: u64);
             gated needs_residency cuMulticastBindMem = cuMulticastBindMem 12010 [maps shares] (mcHandle: u64, mcOffset: usize, memHandle: u64, memOffset: usize, size: usize, flags: u64);
             gated needs_residency cuMulticastBindMem_v2 = cuMulticastBindMem 13010 [maps shares] (mcHandle: u64, dev: i32, mcOffset: usize, memHandle: u64, memOffset: usize, size: usize, flags: u64);
             gated allocates cuMulticastCreate = cuMulticastCreate 12010 [maps shares] (mcHandle: *mut u64, prop: *const c_void);
