@@ -288,6 +288,60 @@ fn contexts_and_streams_that_come_and_go_meanwhile_lose_nothing() {
     assert_eq!(client.stderr(), "");
 }
 
+#[test]
+fn work_in_flight_is_finished_before_memory_leaves() {
+    let place = Place::new("bytes-busy").memory("512MiB").build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let launch = place.client("gpu-hold").args("--bytes 200MiB --step 25MiB");
+    let mut client = launch.workload("stress").start();
+    assert!(client.line().starts_with("held "));
+    // Kernels that write to all of it, one after the other without a pause.
+    assert_eq!(client.ask("busy"), "ok");
+    for round in 0..30 {
+        let out = daemon.evict_when_idle("stress");
+        assert!(out.bytes >= 200 * MIB, "round {round}: {out:?}");
+        if round % 5 == 0 {
+            assert_eq!(client.ask("checksum"), "ok", "round {round}");
+        }
+    }
+    assert_eq!(client.ask("idle"), "ok");
+    assert_eq!(client.ask("checksum"), "ok");
+    assert_eq!(client.stderr(), "");
+}
+
+#[test]
+fn work_that_is_queued_is_waited_for() {
+    let place = Place::new("bytes-queued").build();
+    let daemon = place.daemon(&["--reserve", "0"]);
+    let mut client = place.client("driver-probe").workload("stress").start();
+    assert_eq!(client.line(), "ready");
+    for bytes in [4096, 3 * MIB, 100 * MIB] {
+        assert!(client.ask(&format!("alloc {bytes}")).starts_with("ok "));
+    }
+    assert_eq!(client.ask("fill 1"), "ok");
+    for round in 2..=5 {
+        assert_eq!(client.ask(&format!("late 400 {round}")), "ok");
+        let out = daemon.evict("stress");
+        assert!(out.seconds > 0.3, "it waited for the kernels: {out:?}");
+        assert_eq!(client.ask(&format!("check {round}")), "ok");
+    }
+    // Longer than the deadline for it: nothing is moved, and nothing is lost.
+    drop(daemon);
+    let daemon = place.daemon(&["--reserve", "0", "--drain-deadline", "200ms"]);
+    until("it is adopted", || daemon.find("stress"));
+    assert_eq!(client.ask("late 1500 6"), "ok");
+    let answer = daemon.operate("stress", "evict");
+    assert_eq!(answer.status, 409, "{}", answer.body);
+    assert!(
+        answer.error().contains("did not finish"),
+        "{}",
+        answer.error()
+    );
+    assert_eq!(client.ask("check 6"), "ok");
+    daemon.evict_when_idle("stress");
+    assert_eq!(client.ask("check 6"), "ok");
+}
+
 /// The control for all of the above: who loses bytes cannot find them where they were before, because
 /// the device hands the same memory out again.
 #[test]

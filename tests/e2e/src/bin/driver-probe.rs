@@ -15,6 +15,7 @@
 //!     nvml                      -> USED FREE TOTAL  nvmlDeviceGetMemoryInfo of device 0
 //!     fill WORD                 -> ok               writes to all that is allocated
 //!     check WORD                -> ok | bad TEXT    reads it back
+//!     late MS WORD              -> ok               the same as fill by kernels that begin MS from now; returns at once
 //!     fork                      -> PID              a child that inherits all and sleeps for ever
 //!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
 
@@ -188,6 +189,8 @@ struct Probe {
     /// Address, bytes, device.
     held: Vec<(u64, usize, usize)>,
     handles: Vec<u64>,
+    /// The kernels, in the first device's context.
+    module: usize,
 }
 
 impl Probe {
@@ -214,6 +217,7 @@ impl Probe {
             device: 0,
             held: Vec::new(),
             handles: Vec::new(),
+            module: 0,
         };
         probe.use_device(0);
         probe
@@ -309,6 +313,51 @@ impl Probe {
         }
         self.cuda.current(self.contexts[self.device]);
         "ok".to_owned()
+    }
+
+    /// Launches a kernel that takes `ms`, and behind it kernels that write to all that is allocated.
+    fn late(&mut self, ms: u64, word: u32) -> Result<(), i32> {
+        const PTX: &str = concat!(
+            include_str!("../../../../simulator/kernels/spillway.ptx"),
+            "\0"
+        );
+        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
+        if self.module == 0 {
+            let module = &raw mut self.module;
+            fine(
+                call!(self.cuda.0, "cuModuleLoadData", module => *mut usize, PTX.as_ptr() => *const u8),
+            )?;
+        }
+        let kernel = |name: &std::ffi::CStr| {
+            let mut at = 0usize;
+            let found = call!(self.cuda.0, "cuModuleGetFunction", &raw mut at => *mut usize,
+                self.module => usize, name.as_ptr() => *const std::ffi::c_char);
+            fine(found).map(|()| at)
+        };
+        let launch = |kernel: usize, blocks: u32, values: &[*const c_void]| {
+            fine(
+                call!(self.cuda.0, "cuLaunchKernel", kernel => usize, blocks => u32, 1 => u32, 1 => u32,
+                256 => u32, 1 => u32, 1 => u32, 0 => u32, 0 => usize,
+                values.as_ptr() => *const *const c_void, std::ptr::null() => *const c_void),
+            )
+        };
+        let (spin, fill) = (kernel(c"spin_ns")?, kernel(c"fill_u32")?);
+        let time = ms * 1_000_000;
+        launch(spin, 1, &[(&raw const time).cast()])?;
+        for &(at, bytes, _) in &self.held {
+            let word = word.wrapping_add(u32::try_from(at >> 9 & 0xffff_ffff).unwrap_or(0));
+            let words = bytes as u64 / 4;
+            launch(
+                fill,
+                64,
+                &[
+                    (&raw const at).cast(),
+                    (&raw const words).cast(),
+                    (&raw const word).cast(),
+                ],
+            )?;
+        }
+        Ok(())
     }
 
     fn check(&self, word: u32) -> String {
@@ -408,6 +457,10 @@ impl Probe {
                 }
             }
             "nvml" => nvml()?,
+            "late" => match self.late(words.get(1)?.parse().ok()?, words.get(2)?.parse().ok()?) {
+                Ok(()) => "ok".to_owned(),
+                Err(code) => format!("error {code}"),
+            },
             "fill" => self.fill(words.get(1)?.parse().ok()?),
             "check" => self.check(words.get(1)?.parse().ok()?),
             // SAFETY: the child only sleeps.
