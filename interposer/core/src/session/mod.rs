@@ -5,12 +5,11 @@
 //! the gate and holding no lock.
 
 mod descriptor;
+mod join;
 mod page;
 pub mod socket;
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
@@ -21,25 +20,17 @@ use spillway_protocol::names;
 use spillway_protocol::page::{Desired, Observed, State, state, unswappable};
 
 pub use descriptor::Descriptor;
+pub use join::StartError;
 pub use page::map;
 
 use crate::lock;
 
-/// How long a registration may take before the process goes on without a coordinator.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+use join::handshake;
+
 /// How long a request for growth waits for a coordinator that went away to come back.
 const ABSENCE: Duration = Duration::from_secs(30);
 /// How long it waits for an answer: a coordinator answers sooner, unless it is stopped.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Why a session did not begin.
-#[derive(Debug)]
-pub enum StartError {
-    /// Nobody answers there.
-    Absent(PathBuf, io::Error),
-    /// The coordinator says no; one line.
-    Refused(String),
-}
 
 /// A host segment that the session holds: kept here so that a new coordinator can adopt it.
 #[derive(Clone)]
@@ -114,67 +105,6 @@ pub fn run_dir() -> PathBuf {
         get("XDG_RUNTIME_DIR").as_deref(),
         |dir| names::session_socket(dir).exists(),
     )
-}
-
-/// What a handshake yields.
-struct Joined {
-    socket: Arc<Descriptor>,
-    desired: &'static Desired,
-    observed: Arc<Descriptor>,
-    workload: String,
-}
-
-fn handshake(
-    path: &std::path::Path,
-    register: &Register,
-    observed: Option<&Descriptor>,
-    segments: &[Segment],
-) -> Result<Joined, StartError> {
-    let absent = |why| StartError::Absent(path.to_owned(), why);
-    let fd = socket::open(path, REGISTER_TIMEOUT).map_err(absent)?;
-    let mut descriptors = Vec::new();
-    if let Some(page) = observed {
-        descriptors.push(page.get().map_err(absent)?.as_raw_fd());
-    }
-    let packet = FromProcess::Register(register.clone()).encode();
-    // A coordinator that refuses at once may close before it has read all: read its answer anyway.
-    let mut sent = socket::send(&fd, &packet, &descriptors);
-    for segment in segments {
-        let packet = FromProcess::Adopt {
-            id: segment.id,
-            bytes: segment.bytes,
-        }
-        .encode();
-        sent = sent.and_then(|()| {
-            let file = segment.file.get()?.as_raw_fd();
-            socket::send(&fd, &packet, &[file])
-        });
-    }
-    let (packet, mut files) = match (socket::receive(&fd), sent) {
-        (Ok(got), _) => got,
-        (Err(_), Err(why)) | (Err(why), Ok(())) => return Err(absent(why)),
-    };
-    if packet.is_empty() {
-        return Err(absent(io::Error::other("it closed the connection")));
-    }
-    match ToProcess::decode(&packet) {
-        Ok(ToProcess::Welcome { workload, .. }) if files.len() == 2 => {
-            let own = files.remove(1);
-            let desired = page::desired(&files[0]).map_err(absent)?;
-            socket::set_timeouts(&fd, Duration::ZERO).map_err(absent)?;
-            Ok(Joined {
-                socket: Arc::new(fd),
-                desired,
-                observed: Arc::new(own),
-                workload,
-            })
-        }
-        Ok(ToProcess::Refused { text }) => Err(StartError::Refused(text)),
-        Ok(_) => Err(absent(io::Error::other(
-            "it does not speak Spillway's session protocol",
-        ))),
-        Err(why) => Err(absent(io::Error::other(format!("it sent nonsense: {why}")))),
-    }
 }
 
 impl Session {
