@@ -194,6 +194,8 @@ def streams_and_events(pointers):
     call(cu.cuMemsetD8Async, pointers[4], 1, 1000, other)
     call(cu.cuStreamSynchronize, other)
     call(cu.cuEventSynchronize, after)
+    # Its event is over; that the stream is, too, is another question.
+    call(cu.cuStreamSynchronize, stream)
     show("queries", code(cu.cuEventQuery, after), code(cu.cuStreamQuery, stream), code(cu.cuStreamQuery, other))
     show("elapsed", call(cu.cuEventElapsedTime, before, after) >= 0)
     ctypes.memset(pinned, 0, size)

@@ -49,9 +49,10 @@ impl Activity {
         if moved {
             self.in_flight = true;
         }
-        // A capture is work in preparation. Asking streams could spoil it.
+        // A capture is work in preparation. Asking streams could spoil it. A call that lasts
+        // (allocating, loading a module, a copy that waits) is work, too, though no stream has any.
         if resident && self.in_flight && !moved && !capture {
-            self.in_flight = !streams_idle(runtime);
+            self.in_flight = gate::inside_threads() > 0 || !streams_idle(runtime);
         }
         let busy = resident && (self.in_flight || capture);
         if busy {
