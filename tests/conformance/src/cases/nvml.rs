@@ -72,12 +72,27 @@ fn figures_agree_with_the_driver() -> Outcome {
     Ok(())
 }
 
+/// The used figure once it stands still: processes that ended just now still count for a moment.
+fn settled(handle: Handle) -> Result<u64, Stop> {
+    let start = Instant::now();
+    let mut used = memory(handle)?.used;
+    while start.elapsed() < Duration::from_secs(3) {
+        std::thread::sleep(Duration::from_millis(100));
+        let again = memory(handle)?.used;
+        if again == used {
+            break;
+        }
+        used = again;
+    }
+    Ok(used)
+}
+
 /// An allocation shows in NVML's used figure.
 /// Source: NVML API Reference, nvmlDeviceGetMemoryInfo.
 fn used_follows_allocations() -> Outcome {
     let (_gpu, handle) = device()?;
     ok!(cuMemFree_v2(alloc(MIB)?));
-    let before = memory(handle)?.used;
+    let before = settled(handle)?;
     let address = alloc(256 * MIB)?;
     let during = memory(handle)?.used;
     let grown = during.saturating_sub(before);
