@@ -316,6 +316,8 @@ fn end_capture(stream: *mut c_void, end: impl FnOnce() -> Status) -> Status {
     {
         let (stream, thread) = capture_key(stream);
         lock(&runtime.contexts).end_capture(stream, thread);
+        // An eviction may be wanted right away; the report must not say any longer that one is open.
+        runtime.pager.poke();
     }
     status
 }
