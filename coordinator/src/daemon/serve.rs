@@ -14,7 +14,7 @@ use spillway_protocol::{GRANULE, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
 use super::apply::report;
 use super::main_loop::now;
 use super::pool::Made;
-use super::session::{Live, MAX_GROWTHS, MAX_NOTES, MAX_ORDERED, NOTE_PERIOD};
+use super::session::{Live, MAX_GROWTHS, MAX_ORDERED};
 use super::socket::Packet;
 use super::state::{Daemon, Refreshing};
 
@@ -377,7 +377,8 @@ impl Daemon {
         };
         let new_state = std::mem::replace(&mut live.seen_state, word) != word;
         let before = std::mem::replace(&mut live.seen_unswappable, unswappable);
-        if unswappable != before {
+        let tell = unswappable != before && live.may_speak(now());
+        if tell {
             self.tell_swappable(id, unswappable);
         }
         if new_state {
@@ -407,12 +408,7 @@ impl Daemon {
         let Some(live) = session.live() else {
             return;
         };
-        if time.saturating_sub(live.notes.1) >= NOTE_PERIOD {
-            live.notes = (0, time);
-        }
-        live.notes.0 = live.notes.0.saturating_add(1);
-        // Who says too much is heard no more for a while; others' events are not to be pushed out.
-        if live.notes.0 > MAX_NOTES {
+        if !live.may_speak(time) {
             return;
         }
         let clean: String = text.chars().filter(|c| !c.is_control()).collect();

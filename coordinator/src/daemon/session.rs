@@ -20,10 +20,11 @@ const MAX_QUEUED: usize = 256;
 pub const MAX_GROWTHS: usize = 256;
 /// Segments that one process may have ordered and not received.
 pub const MAX_ORDERED: usize = 64;
-/// Notes that one process may leave in [`NOTE_PERIOD`].
-pub const MAX_NOTES: u32 = 20;
+/// Events of its own choosing that one process may cause in [`NOTE_PERIOD`]: notes, and changes of
+/// whether it can be swapped.
+const MAX_NOTES: u32 = 20;
 /// See [`MAX_NOTES`].
-pub const NOTE_PERIOD: Nanos = 10 * spillway_arbiter::SECOND;
+const NOTE_PERIOD: Nanos = 10 * spillway_arbiter::SECOND;
 
 /// How far a session is.
 #[derive(Debug)]
@@ -76,8 +77,20 @@ pub struct Live {
     pub awake: bool,
     /// That nothing is known of its overhead was said.
     pub overhead_unknown_said: bool,
-    /// Notes in this period, which began then.
+    /// Events in this period, which began then.
     pub notes: (u32, Nanos),
+}
+
+impl Live {
+    /// Whether one more event of the process's own choosing is told. Who says too much is heard no
+    /// more for a while: others' events are not to be pushed out.
+    pub fn may_speak(&mut self, time: Nanos) -> bool {
+        if time.saturating_sub(self.notes.1) >= NOTE_PERIOD {
+            self.notes = (0, time);
+        }
+        self.notes.0 = self.notes.0.saturating_add(1);
+        self.notes.0 <= MAX_NOTES
+    }
 }
 
 /// See the module.

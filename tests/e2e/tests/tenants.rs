@@ -297,6 +297,9 @@ fn lies_harm_nobody_else() {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    // What it said about itself did not push out what was said of others.
+    let told = daemon.events_of("liar", "swappable").len();
+    assert!(told <= 40, "{told} events of the liar's own making");
     assert_eq!(honest.ask("grow 32"), "grown");
     assert_eq!(honest.ask("check"), "bytes right");
     drop(liar);
