@@ -124,6 +124,9 @@ pub struct Workload {
     pub not_swappable: Option<String>,
     /// Entry points of the driver seen that the hook table does not know.
     pub unknown_entry_points: u64,
+    /// Their names, as far as they are known; at most 64.
+    #[serde(default)]
+    pub unknown_entry_point_names: Vec<String>,
     /// Its processes.
     pub processes: Vec<Process>,
 }

@@ -190,6 +190,18 @@ fn notes(workload: &Workload) -> Vec<String> {
     notes
 }
 
+/// How many entry points are unknown, and which.
+pub fn unknown(workload: &Workload) -> String {
+    let count = workload.unknown_entry_points;
+    let names = &workload.unknown_entry_point_names;
+    if names.is_empty() {
+        return count.to_string();
+    }
+    // A name comes a little before the count that includes it.
+    let count = count.max(names.len() as u64);
+    format!("{count}: {}", names.join(", "))
+}
+
 /// One workload in full.
 fn one(workload: &Workload) -> String {
     let rate = |bytes: u64, times: u64, last: f64| match times {
@@ -235,10 +247,7 @@ fn one(workload: &Workload) -> String {
         "not swappable",
         or_nothing(&workload.not_swappable, "it is swappable"),
     ));
-    lines.push((
-        "unknown entry points",
-        workload.unknown_entry_points.to_string(),
-    ));
+    lines.push(("unknown entry points", unknown(workload)));
     let mut text = String::new();
     for (key, value) in lines {
         text.push_str(&format!("{key:<22}{}\n", clean(&value)));
@@ -435,6 +444,11 @@ DEVICE  REQUEST    LIMIT      USED  RESIDENT  PINNED  OVERHEAD     GRANT  UUID
 4711  1000  resident  server
 ";
         assert_eq!(one(&workload("a-model")), golden);
+        let mut new = workload("new");
+        new.unknown_entry_points = 1;
+        new.unknown_entry_point_names = vec!["cuNew".into(), "cuNew_v2".into()];
+        let line = "unknown entry points  2: cuNew, cuNew_v2\n";
+        assert!(one(&new).contains(line), "{}", one(&new));
     }
 
     #[test]

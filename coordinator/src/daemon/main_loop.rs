@@ -16,6 +16,7 @@ use nix::sys::socket::{SockFlag, accept4};
 use nix::time::{ClockId, clock_gettime};
 use spillway_arbiter::{Arbiter, Config, MILLISECOND, Nanos, OperationId, ProcessId, SECOND};
 
+use super::claims::Claims;
 use super::events::Events;
 use super::gpus::{FakeGpus, Gpus};
 use super::handle::{Handle, Request, Waker};
@@ -160,6 +161,7 @@ impl Daemon {
             pages: PageTable::default(),
             sessions: std::collections::BTreeMap::new(),
             next_session: TOKEN_FIRST_SESSION,
+            claims: Claims::default(),
             workloads: std::collections::BTreeMap::new(),
             pool,
             workshop,
@@ -229,6 +231,8 @@ impl Daemon {
                 Err(Errno::EINTR) => 0,
                 Err(error) => bail!("epoll: {error}"),
             };
+            self.claims.begin_pass();
+            self.claims.backlog = count == events.len();
             for event in &events[..count] {
                 match event.data() {
                     TOKEN_LISTENER => self.accept(),
@@ -250,6 +254,7 @@ impl Daemon {
             while let Some(sample) = self.sampler.sample() {
                 self.sampled(&sample);
             }
+            self.answer_claims();
             self.round();
             if let Some(publisher) = publisher.as_deref_mut() {
                 self.publish(publisher);
@@ -329,6 +334,9 @@ impl Daemon {
 
     fn timeout(&self) -> EpollTimeout {
         let time = now();
+        if self.claims.in_a_hurry() && self.adopting_until.is_none() {
+            return EpollTimeout::ZERO;
+        }
         let period = if self.arbiter.is_busy() || !self.returning.is_empty() {
             BUSY_PERIOD
         } else {
@@ -441,6 +449,7 @@ impl Daemon {
                 Stage::Live(_) => self.serve_packet(id, packet),
             }
         }
+        self.claims.backlog = true;
     }
 
     fn take_requests(&mut self) {

@@ -12,6 +12,7 @@
 //! | `session` | one connection: its queue, its bounds |
 //! | `register` | from the first packet to Welcome, also after a restart |
 //! | `serve` | a registered process's messages |
+//! | `claims` | memory that several processes map, charged once |
 //! | `apply` | carrying out the arbiter's actions |
 //! | `shared` | the shared pages: memfds, seals, mappings |
 //! | `pages` | the arbiter's view of them |
@@ -27,6 +28,7 @@
 
 mod adopt;
 mod apply;
+mod claims;
 mod events;
 mod gpus;
 mod handle;

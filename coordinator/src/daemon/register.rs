@@ -223,6 +223,7 @@ impl Daemon {
             since: now(),
             active: 0,
             metrics: crate::model::WorkloadMetrics::default(),
+            unknown_names: std::collections::BTreeSet::new(),
             gone: Counters::default(),
             moved_before: (0, 0),
         };

@@ -189,6 +189,7 @@ impl Daemon {
             waiting_for: view.waiting_for,
             not_swappable: self.not_swappable(id),
             unknown_entry_points: counters.unknown_entries,
+            unknown_entry_point_names: state.unknown_names.iter().cloned().collect(),
             processes: processes
                 .iter()
                 .filter_map(|id| self.process(*id))
