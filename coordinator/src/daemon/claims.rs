@@ -232,15 +232,12 @@ impl Daemon {
         let Some(memory) = self.memory_of(id, device, bytes, key) else {
             return self.send_claimed(id, ticket, false);
         };
-        if self.claims.holds.covers(memory) {
-            return self.send_claimed(id, ticket, true);
-        }
         let mine = |waiting: &&Waiting| waiting.session == id;
         if self.claims.waiting.iter().filter(mine).count() >= MAX_GROWTHS {
             return self.misbehaved(id, "more claims at once than a process can have threads");
         }
-        // Who exports has sent its word before the importer got the memory, but another session's
-        // socket may have been looked at first.
+        // Others have sent their words before the program could do anything that depends on them, but
+        // this session's socket may have been looked at first.
         let pass = self.claims.pass;
         self.claims.waiting.push(Waiting {
             session: id,
@@ -251,8 +248,8 @@ impl Daemon {
         });
     }
 
-    /// Answers what can be answered: at once what is covered; the rest when everything is read that
-    /// was sent before the question, and everybody is back from before a restart.
+    /// Answers the questions whose time has come: everything is read that was sent before them. A
+    /// "no" also waits until everybody is back from before a restart.
     pub(super) fn answer_claims(&mut self) {
         if self.claims.waiting.is_empty() {
             return;
@@ -266,7 +263,7 @@ impl Daemon {
             let covered = holds.covers(waiting.memory);
             let heard = all_read && waiting.pass < pass;
             let late = time.saturating_sub(waiting.since) >= ANSWER_WITHIN;
-            let answer = covered || (!adopting && (heard || late));
+            let answer = (heard || late) && (covered || !adopting);
             if answer {
                 done.push((waiting.session, waiting.ticket, covered));
             }
