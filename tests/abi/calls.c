@@ -27,14 +27,28 @@ static const char *const names[];
 static int way, failures;
 static const char *library = "";
 
-__attribute__((format(printf, 1, 2))) static int fail(const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    if (failures++ < 20) {
-        vprintf(format, list);
-        putchar('\n');
+/* Says what is wrong, once for each entry point and way. */
+__attribute__((format(printf, 3, 4))) static int fail(const char *name, int by, const char *format, ...) {
+    static struct {
+        const char *name;
+        int way;
+    } said[100];
+    failures++;
+    for (int i = 0; i < 100; i++) {
+        if (said[i].name == name && said[i].way == by)
+            return 0;
+        if (!said[i].name) {
+            said[i].name = name;
+            said[i].way = by;
+            va_list list;
+            va_start(list, format);
+            printf("%s, %s: ", name, way_names[by]);
+            vprintf(format, list);
+            putchar('\n');
+            va_end(list);
+            return 0;
+        }
     }
-    va_end(list);
     return 0;
 }
 
@@ -84,11 +98,11 @@ static void give_pointer(void *argument, size_t size) {
 static int check(int number, CUresult result) {
     const struct fake_record *got = &fake_record;
     if (result != code(number))
-        return fail("%s, %s: returned %#x, not %#x", names[number], way_names[way], result, code(number));
+        return fail(names[number], way, "returned %#x, not %#x", result, code(number));
     if (got->number != number)
-        return fail("%s, %s: reached %s", names[number], way_names[way], names[got->number]);
+        return fail(names[number], way, "reached %s", names[got->number]);
     if (got->size != expected_size || memcmp(got->bytes, expected, expected_size) != 0)
-        return fail("%s, %s: the arguments did not arrive whole", names[number], way_names[way]);
+        return fail(names[number], way, "the arguments did not arrive whole");
     return 1;
 }
 
@@ -154,7 +168,7 @@ static void in_processes_of_their_own(void) {
             strncat(readers, " ", sizeof readers - strlen(readers) - 1);
             strncat(readers, names[row], sizeof readers - strlen(readers) - 1);
         } else if (status != 0) {
-            fail("%s, the first call of a process: status %#x", names[row], status);
+            fail(names[row], DIRECT, "the first call of a process ended with status %#x", status);
         }
     }
     printf("%d hooked entry points called first in a process of their own; %d read their arguments before "
@@ -178,14 +192,14 @@ static void by_name(void) {
         void *linked = rows[row].linked;
         int ours = dladdr(linked, &info) && info.dli_fname && *library && strstr(info.dli_fname, library);
         if (is_hooked(row) ? !ours : linked != fake_addresses[row])
-            fail("%s: linked to %s", names[row], info.dli_fname);
+            fail(names[row], ADDRESS, "is in %s", info.dli_fname);
         call(row, DIRECT, NULL);
         call(row, ADDRESS, linked);
         void *places[] = {driver, RTLD_DEFAULT};
         for (int i = 0; i < 2; i++) {
             void *found = dlsym(places[i], names[row]);
             if (found != linked)
-                fail("%s: dlsym answers %p, not %p", names[row], found, linked);
+                fail(names[row], DLSYM, "answers %p, not %p", found, linked);
             else
                 call(row, DLSYM, found);
         }
@@ -204,14 +218,14 @@ static void ask(const char *base, int version, int flags, int by) {
     }
     answers++;
     if (result != wanted || found != real_found) {
-        fail("%s(%s, %d, %d): %d, found %d; the driver says %d, found %d", way_names[by], base, version, flags,
-             result, found, wanted, real_found);
+        fail(base, by, "version %d, flags %d: %d, found %d; the driver says %d, found %d", version, flags, result,
+             found, wanted, real_found);
         return;
     }
     int row = row_of(real);
     void *right = row < 0 ? real : is_hooked(row) ? rows[row].linked : fake_addresses[row];
     if (answer != right)
-        fail("%s(%s, %d, %d): not %s's %s", way_names[by], base, version, flags,
+        fail(base, by, "version %d, flags %d: not %s's %s", version, flags,
              row >= 0 && is_hooked(row) ? "the library" : "the driver", row < 0 ? "null" : names[row]);
     else if (row >= 0)
         call(row, by, answer);

@@ -118,6 +118,6 @@ fn arguments_arrive_whole_by_every_way_into_the_library() {
     run(&mut calls(""));
     let mut under = calls("libspillway.so");
     let output = under.env("LD_PRELOAD", library).output().expect("runs");
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-    succeeded(&under, output);
+    let said = succeeded(&under, output).stdout;
+    println!("{}", String::from_utf8_lossy(&said));
 }
