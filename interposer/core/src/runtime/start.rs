@@ -11,7 +11,7 @@ use spillway_protocol::{MAX_DEVICES, PROTOCOL_VERSION, Settings, names};
 
 use super::{Device, Runtime, exiting, forked_child, get, passive, publish, set_passive};
 use crate::deferred::Deferred;
-use crate::driver::{Status, call};
+use crate::driver::{Status, call, strict};
 use crate::handles::Handles;
 use crate::heap::Heap;
 use crate::pager::{self, Pager};
@@ -64,6 +64,7 @@ fn start_alone() -> Result<(), StartFailure> {
         set_passive();
         return Ok(());
     }
+    strict::check_library(config.strict);
     let devices = devices().map_err(StartFailure)?;
     if devices.is_empty() {
         set_passive();
