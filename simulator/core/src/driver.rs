@@ -1,7 +1,7 @@
 //! The one driver of a process: all registries, started by `cuInit`, unusable after a fork.
 
 use crate::code::{DEINITIALIZED, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
-use crate::config::GPUS_MAX;
+use crate::config::{Config, GPUS_MAX};
 use crate::context::{Context, Primary};
 use crate::engine::Compute;
 use crate::event::Event;
@@ -12,6 +12,7 @@ use crate::module::{Function, Kernel, Library, Module};
 use crate::pool::Pool;
 use crate::shared::Shared;
 use crate::space::{Physical, Space};
+use crate::state::peek_driver;
 use crate::stream::Stream;
 use crate::sync::{lock, read, write};
 use std::collections::HashMap;
@@ -190,6 +191,20 @@ fn start() -> Result<Driver, String> {
         faults,
         sync_memops: Mutex::default(),
     })
+}
+
+/// The driver's version, also before `cuInit`: that of the machine, if it exists and was chosen,
+/// else what the environment asks for.
+///
+/// # Errors
+/// One line that names the variable at fault.
+pub fn version() -> Result<u32, String> {
+    if let Some(driver) = DRIVER.get() {
+        return Ok(driver.shared.config().driver);
+    }
+    let (dir, chosen) = Config::directory();
+    let known = if chosen { peek_driver(&dir) } else { None };
+    known.map_or_else(Config::driver_from_env, Ok)
 }
 
 /// The driver.

@@ -90,6 +90,22 @@ fn read_config(header: &Header) -> Config {
     }
 }
 
+/// The driver's version of a machine that exists: only looks, for those who must not open it yet.
+#[must_use]
+pub fn peek_driver(dir: &Path) -> Option<u32> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(dir.join("state")).ok()?;
+    let word = |offset: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset as u64).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    };
+    let ours = word(std::mem::offset_of!(Header, magic))? == MAGIC
+        && word(std::mem::offset_of!(Header, version))? == VERSION;
+    let driver = word(std::mem::offset_of!(Header, driver))? as u32;
+    (ours && crate::release::Release::of(driver).is_some()).then_some(driver)
+}
+
 /// Maps `state`, making it first if it is not there, or if nobody uses a default one that was
 /// configured otherwise. Called under the directory's lock.
 ///
@@ -117,6 +133,7 @@ pub fn open_state(
             let whole = header.magic.load(Ordering::Acquire) == MAGIC
                 && header.version.load(Ordering::Relaxed) == VERSION
                 && (1..=GPUS_MAX as u32).contains(&config.gpus)
+                && crate::release::Release::of(config.driver).is_some()
                 && size as u64
                     >= HEADER as u64 + config.memory / FRAME * u64::from(config.gpus) * 8;
             let in_use = (0..SLOTS).any(|i| {

@@ -2,14 +2,18 @@
 //! simulator does not do.
 
 use spillway_simulator_core::identity;
+use spillway_simulator_core::shared::Shared;
 
 /// Compute capability, major and minor.
 pub const CAPABILITY: (i32, i32) = (9, 0);
 /// Multiprocessors.
 pub const MULTIPROCESSORS: i32 = 132;
 
-/// The value of a `CUdevice_attribute`; `None` if there is none of that number.
-pub fn of(attribute: i32, gpu: u32) -> Option<i32> {
+/// The value of a `CUdevice_attribute`; `None` if the driver has none of that number.
+pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
+    if attribute >= shared.config().release().attributes_end {
+        return None;
+    }
     Some(match attribute {
         // Threads per block, block and grid dimensions.
         1 => 1024,
