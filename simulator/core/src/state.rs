@@ -14,7 +14,7 @@ pub const SLOTS: usize = 1024;
 /// Exported allocations that can be alive at once.
 pub const OBJECTS: usize = 1024;
 const MAGIC: u64 = 0x5350_4c57_5349_4d31;
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// When each engine of a GPU is free again, in monotonic nanoseconds: a virtual queue that needs
 /// no lock, so that the dead and the stopped hold up nobody.
@@ -66,6 +66,8 @@ pub struct Header {
     /// Generation and state of each exported allocation (0 is free), and the slot that made it.
     pub objects: [AtomicU64; OBJECTS],
     pub object_maker: [AtomicU32; OBJECTS],
+    /// A bit per slot that imported it: when the maker is gone, one of them holds the memory.
+    pub object_importers: [[AtomicU64; SLOTS / 64]; OBJECTS],
 }
 
 /// Bytes before the frames' words.

@@ -47,7 +47,7 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         72 => 2_097_120,
         31 => 1,
         32 => 1,
-        33 => identity::bus(gpu) as i32,
+        33 => identity::bus(shared, gpu) as i32,
         34 | 50 => 0,
         35 => 0,
         36 => 2_619_000,

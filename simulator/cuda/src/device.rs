@@ -146,14 +146,14 @@ exports! {
     }
 
     fn cuDeviceGetPCIBusId(name: Out<c_char>, capacity: i32, ordinal: i32) {
-        let (_, gpu) = device(ordinal)?;
-        string(name, capacity, &identity::bus_id(gpu))
+        let (driver, gpu) = device(ordinal)?;
+        string(name, capacity, &identity::bus_id(driver.shared, gpu))
     }
 
     fn cuDeviceGetByPCIBusId(device_out: Out<i32>, name: In<c_char>) {
         let driver = driver::get()?;
         let name = text(name)?;
-        let gpu = (0..driver.shared.config().gpus).find(|gpu| identity::is_bus_id(*gpu, &name));
+        let gpu = (0..driver.shared.config().gpus).find(|gpu| identity::is_bus_id(driver.shared, *gpu, &name));
         device_out.set(gpu.ok_or(INVALID_DEVICE)? as i32)
     }
 
