@@ -1,7 +1,7 @@
 //! The one driver of a process: all registries, started by `cuInit`, unusable after a fork.
 
-use crate::code::{DEINITIALIZED, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
-use crate::config::GPUS_MAX;
+use crate::code::{DEINITIALIZED, NO_DEVICE, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
+use crate::config::{Config, GPUS_MAX};
 use crate::context::{Context, Primary};
 use crate::engine::Compute;
 use crate::event::Event;
@@ -12,6 +12,7 @@ use crate::module::{Function, Kernel, Library, Module};
 use crate::pool::Pool;
 use crate::shared::Shared;
 use crate::space::{Physical, Space};
+use crate::state::peek_driver;
 use crate::stream::Stream;
 use crate::sync::{lock, read, write};
 use std::collections::HashMap;
@@ -91,7 +92,8 @@ pub struct Driver {
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
-static STARTING: Mutex<()> = Mutex::new(());
+/// Held while the driver starts; true: it was tried, and no GPU is visible.
+static STARTING: Mutex<bool> = Mutex::new(false);
 static FORKED: AtomicBool = AtomicBool::new(false);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
@@ -127,7 +129,7 @@ pub fn in_callback(f: impl FnOnce()) {
 /// Starts the driver, once.
 ///
 /// # Errors
-/// `NOT_INITIALIZED` in a forked child, `OPERATING_SYSTEM` (with a line on stderr) if the shared
+/// `NOT_INITIALIZED` in a forked child, `NO_DEVICE` if none is visible, `OPERATING_SYSTEM` (with a line on stderr) if the shared
 /// machine cannot be opened.
 pub fn init() -> R {
     if FORKED.load(Ordering::Acquire) {
@@ -136,14 +138,21 @@ pub fn init() -> R {
     if DRIVER.get().is_some() {
         return Ok(());
     }
-    let _starting = lock(&STARTING);
+    let mut none_visible = lock(&STARTING);
     if DRIVER.get().is_some() {
         return Ok(());
+    }
+    if *none_visible {
+        return Err(NO_DEVICE);
     }
     let driver = start().map_err(|line| {
         eprintln!("{line}");
         OPERATING_SYSTEM
     })?;
+    if driver.shared.config().gpus == 0 {
+        *none_visible = true;
+        return Err(NO_DEVICE);
+    }
     if DRIVER.set(driver).is_ok() {
         // SAFETY: handlers that only store flags; this library is never unloaded.
         unsafe {
@@ -190,6 +199,20 @@ fn start() -> Result<Driver, String> {
         faults,
         sync_memops: Mutex::default(),
     })
+}
+
+/// The driver's version, also before `cuInit`: that of the machine, if it exists and was chosen,
+/// else what the environment asks for.
+///
+/// # Errors
+/// One line that names the variable at fault.
+pub fn version() -> Result<u32, String> {
+    if let Some(driver) = DRIVER.get() {
+        return Ok(driver.shared.config().driver);
+    }
+    let (dir, chosen) = Config::directory();
+    let known = if chosen { peek_driver(&dir) } else { None };
+    known.map_or_else(Config::driver_from_env, Ok)
 }
 
 /// The driver.

@@ -1,7 +1,7 @@
 //! A CUDA device that needs no GPU: memory, streams, kernels, shared by processes.
 //!
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
-//! higher: `code`, `config`, `sync`, `ranges`; `files`, `frames`, `state`, `shared`, `objects` (the machine
+//! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
 //! all processes share); `space`, `host` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
 //! `graph`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
 
@@ -29,6 +29,8 @@ pub mod objects;
 pub mod pool;
 pub mod ptx;
 pub mod ranges;
+pub mod release;
+pub mod selection;
 pub mod shared;
 pub mod space;
 pub mod state;

@@ -587,7 +587,22 @@ functions! { cuda:
         shared_bytes: u32, stream: Handle, params: *mut *mut c_void);
 }
 
+/// `nvmlProcessInfo_v1_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NvmlProcessV1 {
+    pub pid: u32,
+    pub used_bytes: u64,
+}
+
 functions! { nvml:
+    nvmlSystemGetCudaDriverVersion_v2(version: &mut i32);
+    nvmlDeviceGetComputeRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetComputeRunningProcesses_v2(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
+    nvmlDeviceGetGraphicsRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
+    nvmlDeviceGetMPSComputeRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
     nvmlInit_v2();
     nvmlShutdown();
     nvmlDeviceGetCount_v2(count: &mut u32);
