@@ -77,6 +77,8 @@ pub struct Driver {
     pub pools: Registry<Pool>,
     pub graphs: Registry<Graph>,
     pub execs: Registry<Exec>,
+    /// Memory of graphs.
+    pub graph_pools: Mutex<crate::graph_pool::Pools>,
     /// VMM handles with at least one reference.
     pub handles: Registry<Physical>,
     /// All VMM memory, also when only mappings keep it.
@@ -188,6 +190,7 @@ fn start() -> Result<Driver, String> {
         kernels: Registry::default(),
         graphs: Registry::default(),
         execs: Registry::default(),
+        graph_pools: Mutex::default(),
         handles: Registry::default(),
         physicals: Mutex::default(),
         primaries: (0..gpus).map(|_| Mutex::default()).collect(),
@@ -257,18 +260,11 @@ impl Driver {
         for region in write(&self.space)
             .regions
             .values_mut()
-            .filter(|r| !r.vmm && r.physical.gpu == to)
+            .filter(|r| !r.vmm && r.pool == 0 && r.physical.gpu == to)
         {
             region.access[from as usize] = if enabled { crate::space::READ_WRITE } else { 0 };
         }
         before & bit != 0
-    }
-
-    /// Trims all pools to their thresholds.
-    pub fn trim_pools_to_threshold(&self) {
-        for gpu in 0..self.shared.config().gpus {
-            self.trim_pools(gpu, false);
-        }
     }
 
     /// Trims the pools of a GPU: to nothing, or to their thresholds.

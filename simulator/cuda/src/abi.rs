@@ -51,6 +51,11 @@ impl<T> Out<T> {
         Self(std::ptr::null_mut())
     }
 
+    /// A result at an address that the caller passed as a number.
+    pub fn of(address: usize) -> Self {
+        Self(address as *mut T)
+    }
+
     pub fn is_null(self) -> bool {
         self.0.is_null()
     }

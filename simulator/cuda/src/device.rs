@@ -233,16 +233,4 @@ exports! {
         device(ordinal)?;
         width.set(1 << 28)
     }
-
-    fn cuDeviceGetGraphMemAttribute(ordinal: i32, attribute: i32, value: Out<u64>) {
-        device(ordinal)?;
-        if !(0..=3).contains(&attribute) {
-            return Err(INVALID_VALUE);
-        }
-        value.set(0)
-    }
-
-    fn cuDeviceGraphMemTrim(ordinal: i32) {
-        device(ordinal).map(|_| ())
-    }
 }

@@ -19,6 +19,7 @@ mod device;
 mod event;
 mod fill;
 mod graph;
+mod graph_memory;
 mod graph_query;
 mod host;
 mod init;
