@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
-use crate::pools::rounded;
 use crate::lock;
+use crate::pools::rounded;
 use crate::runtime::Runtime;
 
 /// `CU_EVENT_DISABLE_TIMING`

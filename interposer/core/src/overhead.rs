@@ -232,8 +232,10 @@ impl Runtime {
                 break;
             }
             let inside = gate::enter();
-            // SAFETY: its module is alive: the end of a module waits for us.
-            let _ = vmm::in_context(context, || unsafe { call::cuFuncLoad(function as *mut _) }.ok());
+            let _ = vmm::in_context(context, || {
+                // SAFETY: its module is alive: the end of a module waits for us.
+                unsafe { call::cuFuncLoad(function as *mut _) }.ok()
+            });
             drop(inside);
         }
         lock(&self.overhead.pending).loading -= 1;

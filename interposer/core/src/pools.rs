@@ -138,8 +138,8 @@ impl Pools {
         };
         own.used = own.used.saturating_sub(bytes);
         // Small ones lie in slabs, which are kept anyway.
-        let keep = matches!(alloc.place, Place::Own)
-            && own.used + own.kept_bytes + bytes <= own.threshold;
+        let keep =
+            matches!(alloc.place, Place::Own) && own.used + own.kept_bytes + bytes <= own.threshold;
         if keep {
             own.kept.push(*alloc);
             own.kept_bytes += bytes;

@@ -34,16 +34,21 @@ pub struct Shares {
 #[must_use]
 pub fn key_of(handle: &[u8]) -> u64 {
     // FNV-1a, 64 bits (http://www.isthe.com/chongo/tech/comp/fnv/): spread is all that is needed.
-    let hash = handle.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = handle
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
     hash.max(1)
 }
 
 impl Runtime {
     /// Memory at `pointer`, which this process is charged for, can be mapped by others under `key`.
     pub fn hold(&self, pointer: u64, held: Held) {
-        if lock(&self.shares.by_pointer).insert(pointer, held).is_some() {
+        if lock(&self.shares.by_pointer)
+            .insert(pointer, held)
+            .is_some()
+        {
             return;
         }
         self.shares.count.fetch_add(1, SeqCst);
@@ -68,7 +73,9 @@ impl Runtime {
 
     /// A descriptor of memory was handed out: others know it by its size only.
     pub fn hold_size(&self, (device, bytes): Charge) {
-        *lock(&self.shares.by_size).entry((device, bytes)).or_default() += 1;
+        *lock(&self.shares.by_size)
+            .entry((device, bytes))
+            .or_default() += 1;
         if let Some(session) = &self.session {
             session.hold(device, bytes, 0);
         }

@@ -1,8 +1,8 @@
 //! Memory that the driver keeps in stores of its own, pools and graph memory: charged as pinned by what
 //! the driver says that it has reserved (see [`crate::meter`]).
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 
 use spillway_protocol::granules_up;
 
@@ -175,12 +175,7 @@ impl Runtime {
     }
 
     /// Looks what a store has now; returns the bytes that it has given back since.
-    fn look(
-        &self,
-        meter: &Mutex<Meter>,
-        device: usize,
-        reserved: impl Fn() -> Option<u64>,
-    ) -> u64 {
+    fn look(&self, meter: &Mutex<Meter>, device: usize, reserved: impl Fn() -> Option<u64>) -> u64 {
         self.observed.changes_begun.fetch_add(1, SeqCst);
         let settled = self.ask(meter, &reserved, |meter, known| {
             let Some(has) = known else {

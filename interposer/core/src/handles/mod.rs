@@ -192,7 +192,14 @@ impl Handles {
 
     /// Memory was bound to a multicast object, which keeps it: by its handle, or else by an address that it
     /// is mapped at.
-    pub fn bound(&mut self, object: u64, offset: u64, bytes: u64, handle: Option<u64>, address: u64) {
+    pub fn bound(
+        &mut self,
+        object: u64,
+        offset: u64,
+        bytes: u64,
+        handle: Option<u64>,
+        address: u64,
+    ) {
         let member = match handle {
             Some(handle) => self.by_handle.get(&handle).copied(),
             None => self.at(address),

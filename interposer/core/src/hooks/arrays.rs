@@ -228,9 +228,16 @@ mod tests {
         assert_eq!(array_bytes(100, 0, 0, 0x20, 4), 1600);
         assert_eq!(array_bytes(4, 4, 0, 0x91, 4), 8, "BC1");
         assert_eq!(array_bytes(4, 4, 0, 0x93, 4), 16, "BC2");
-        assert_eq!(array_bytes(10, 10, 0, 0xc2, 4), 400, "the format has the channels");
+        assert_eq!(
+            array_bytes(10, 10, 0, 0xc2, 4),
+            400,
+            "the format has the channels"
+        );
         assert_eq!(array_bytes(10, 10, 0, 0xb0, 3), 150, "NV12");
-        assert_eq!(array_bytes(usize::MAX as u64, 9, 9, 0x20, 4), u64::MAX / 2 + 1);
+        assert_eq!(
+            array_bytes(usize::MAX as u64, 9, 9, 0x20, 4),
+            u64::MAX / 2 + 1
+        );
     }
 
     #[test]

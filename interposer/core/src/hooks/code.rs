@@ -29,11 +29,12 @@ macro_rules! loads {
             made: *mut *mut c_void,
             $($argument: $type),*
         ) -> Status {
-            // SAFETY: the application's own call; what it made is ended before the application hears of it.
             taking(
+                // SAFETY: the application's own call.
                 || unsafe { real(made, $($argument),*) },
                 |_| {
                     if !made.is_null() {
+                        // SAFETY: made above; the application has not been told of it.
                         let _ = unsafe { call::$end(*made) };
                     }
                 },

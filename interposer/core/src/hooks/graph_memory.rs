@@ -159,12 +159,14 @@ instantiations! {
 
 pub unsafe fn cuGraphExecDestroy(real: sig::cuGraphExecDestroy, hGraphExec: *mut c_void) -> Status {
     // Forgotten before it is destroyed: another thread may get the same handle for a new one.
-    let known = limited().filter(|_| graphs::any_node()).and_then(|runtime| {
-        let mut graphs = lock(&runtime.graphs);
-        let needs = graphs.needs(hGraphExec as usize)?;
-        graphs.remove(hGraphExec as usize);
-        Some((runtime, needs))
-    });
+    let known = limited()
+        .filter(|_| graphs::any_node())
+        .and_then(|runtime| {
+            let mut graphs = lock(&runtime.graphs);
+            let needs = graphs.needs(hGraphExec as usize)?;
+            graphs.remove(hGraphExec as usize);
+            Some((runtime, needs))
+        });
     // SAFETY: the application's own call.
     let status = unsafe { real(hGraphExec) };
     if let (false, Some((runtime, needs))) = (status.is_success(), known) {
@@ -275,7 +277,15 @@ pub unsafe fn cuGraphAddMemAllocNode(
     graphs::node_made();
     let _inside = gate::enter();
     // SAFETY: the application's own call.
-    unsafe { real(phGraphNode, hGraph, dependencies, numDependencies, nodeParams) }
+    unsafe {
+        real(
+            phGraphNode,
+            hGraph,
+            dependencies,
+            numDependencies,
+            nodeParams,
+        )
+    }
 }
 
 /// Notes a node of any kind that is about to be added.
@@ -301,7 +311,15 @@ pub unsafe fn cuGraphAddNode(
     unsafe { note_kind(nodeParams) };
     let _inside = gate::enter();
     // SAFETY: the application's own call.
-    unsafe { real(phGraphNode, hGraph, dependencies, numDependencies, nodeParams) }
+    unsafe {
+        real(
+            phGraphNode,
+            hGraph,
+            dependencies,
+            numDependencies,
+            nodeParams,
+        )
+    }
 }
 
 macro_rules! nodes_with_edges {

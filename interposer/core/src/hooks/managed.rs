@@ -53,7 +53,8 @@ impl Managed {
 
     /// It is freed, or a context that owned some is gone.
     pub fn forget(&mut self, which: impl Fn(u64, usize) -> bool) {
-        self.on_host.retain(|&base, region| !which(base, region.context));
+        self.on_host
+            .retain(|&base, region| !which(base, region.context));
     }
 }
 
@@ -139,12 +140,7 @@ fn may_move(ptr: u64, ordinal: i32) -> Result<(), Status> {
     charge_moved(runtime, base, region, device)
 }
 
-fn charge_moved(
-    runtime: &Runtime,
-    base: u64,
-    region: OnHost,
-    device: usize,
-) -> Result<(), Status> {
+fn charge_moved(runtime: &Runtime, base: u64, region: OnHost, device: usize) -> Result<(), Status> {
     runtime.charged_maybe(device, region.bytes, || Status::SUCCESS)?;
     if lock(&runtime.managed).on_host.remove(&base).is_none() {
         // Another thread was faster, and has charged it.
@@ -241,9 +237,16 @@ unsafe fn batch_may_move(
         // SAFETY: the caller's promise.
         let (location, from, to) = unsafe {
             (
-                locations.cast::<CUmemLocation>().add(group).read_unaligned(),
+                locations
+                    .cast::<CUmemLocation>()
+                    .add(group)
+                    .read_unaligned(),
                 *indices.add(group),
-                if group + 1 < kinds { *indices.add(group + 1) } else { count },
+                if group + 1 < kinds {
+                    *indices.add(group + 1)
+                } else {
+                    count
+                },
             )
         };
         if location.kind != LOCATION_DEVICE {

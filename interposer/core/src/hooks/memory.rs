@@ -68,11 +68,7 @@ impl Made for *mut c_void {
 }
 
 /// An allocation by an entry point whose memory stays the driver's: charged as pinned.
-fn pass_charged(
-    runtime: &Runtime,
-    bytes: u64,
-    make: impl FnOnce() -> (Status, u64),
-) -> Status {
+fn pass_charged(runtime: &Runtime, bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
     let (context, device) = match runtime.current() {
         Ok(current) => current,
         // Without a context the driver refuses for a reason of its own.

@@ -10,6 +10,7 @@
 )]
 #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
 
+mod arrays;
 mod code;
 mod context;
 mod export_tables;
@@ -19,12 +20,12 @@ mod memory;
 mod multicast;
 mod nvml;
 mod ordered;
-mod arrays;
 mod pools;
 mod report;
 mod sharing;
 mod virtual_memory;
 
+pub use arrays::*;
 pub use code::*;
 pub use context::*;
 pub use graph_memory::*;
@@ -33,7 +34,6 @@ pub use memory::*;
 pub use multicast::*;
 pub use nvml::*;
 pub use ordered::*;
-pub use arrays::*;
 pub use pools::*;
 pub use report::*;
 pub use sharing::*;

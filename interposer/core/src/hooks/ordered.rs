@@ -106,7 +106,9 @@ unsafe fn from_drivers(
         unsafe {
             let _ = crate::driver::call::cuMemFreeAsync(*ptr, stream as *mut c_void);
         }
-        runtime.pool_frees.store(true, std::sync::atomic::Ordering::SeqCst);
+        runtime
+            .pool_frees
+            .store(true, std::sync::atomic::Ordering::SeqCst);
         runtime.trim_stores(device);
     } else if status.is_success() {
         // SAFETY: as above.

@@ -232,9 +232,7 @@ pub unsafe fn cuMemPoolImportPointer(
         return status;
     };
     // SAFETY: checked against null; the driver has written the one and read the other.
-    let (ptr, data) = unsafe {
-        (*ptr_out, shareData.cast::<[u8; HANDLE]>().read_unaligned())
-    };
+    let (ptr, data) = unsafe { (*ptr_out, shareData.cast::<[u8; HANDLE]>().read_unaligned()) };
     let Some((device, bytes)) = range_of(runtime, ptr) else {
         return status;
     };
