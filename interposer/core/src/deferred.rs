@@ -157,7 +157,11 @@ impl Runtime {
 
     /// Gives back what is finished, as far as the pools do not keep it.
     pub fn reap_deferred(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
         self.reap(|_| true, false);
+        if !self.has_own_pools.load(SeqCst) {
+            return;
+        }
         let over = lock(&self.pools).over_threshold();
         for alloc in &over {
             self.finish(alloc);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use spillway_protocol::{GRANULE, granules_up};
 
@@ -28,6 +28,7 @@ pub struct Shares {
     /// Memory of ours that had been handed out was let go of, and some other process or an open descriptor
     /// may keep it: while it does, it is overhead beyond this many bytes, per device. 0: nothing.
     lingering: Mutex<HashMap<usize, u64>>,
+    any_lingering: AtomicBool,
 }
 
 /// The key of memory that is known by a handle of 64 bytes: never 0.
@@ -177,6 +178,7 @@ impl Runtime {
             self.changes_resident(device, 0, granules_up(bytes));
             if let Some(session) = &self.session {
                 lock(&self.shares.lingering).entry(device).or_insert(before);
+                self.shares.any_lingering.store(true, SeqCst);
                 session.refresh(true);
             }
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
@@ -186,6 +188,9 @@ impl Runtime {
     /// Has what others may still keep measured again, where there is such.
     pub fn measure_lingering(&self, device: usize) {
         let Some(session) = &self.session else { return };
+        if !self.shares.any_lingering.load(SeqCst) {
+            return;
+        }
         let Some(before) = lock(&self.shares.lingering).get(&device).copied() else {
             return;
         };

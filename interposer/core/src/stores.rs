@@ -253,6 +253,9 @@ impl Runtime {
 
     /// Looks at all stores of a device: they give back at synchronisations, which nobody tells us of.
     pub fn look_at_stores(&self, device: usize) -> u64 {
+        if !self.has_stores.load(SeqCst) {
+            return 0;
+        }
         let pools = lock(&self.pools).drivers(Some(device));
         let pools: u64 = pools.into_iter().map(|pool| self.look_at_pool(pool)).sum();
         pools + self.look_at_graphs(device)
@@ -260,6 +263,9 @@ impl Runtime {
 
     /// Has the driver give back what its stores on a device keep unused; returns the bytes.
     pub fn trim_stores(&self, device: usize) -> u64 {
+        if !self.has_stores.load(SeqCst) {
+            return 0;
+        }
         let pools = lock(&self.pools).drivers(Some(device));
         let graphs = lock(&self.graphs).any();
         if pools.is_empty() && !graphs {

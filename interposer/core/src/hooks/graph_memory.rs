@@ -6,6 +6,7 @@
 //! device's store until it is trimmed.
 
 use core::ffi::{c_char, c_void};
+use std::sync::atomic::Ordering::SeqCst;
 
 use cudarc::driver::sys;
 use spillway_protocol::granules_up;
@@ -129,6 +130,7 @@ unsafe fn instantiate(
             known.remove(exec);
         } else {
             known.add(exec, needs);
+            runtime.has_stores.store(true, SeqCst);
         }
     }
     status

@@ -59,8 +59,18 @@ impl Runtime {
             .devices
             .iter()
             .position(|device| default_pool(device.ordinal) == Some(handle))?;
-        lock(&self.pools).note(handle, device, self.paging);
+        self.note_pool(handle, device, self.paging);
         Some((handle, self.paging))
+    }
+
+    fn note_pool(&self, handle: u64, device: usize, own: bool) {
+        lock(&self.pools).note(handle, device, own);
+        let first = if own {
+            &self.has_own_pools
+        } else {
+            &self.has_stores
+        };
+        first.store(true, SeqCst);
     }
 
     /// The current pool of a context's device.
@@ -130,7 +140,7 @@ pub unsafe fn cuMemPoolCreate(
             && let Some(device) = runtime.device_index(props.location_id)
         {
             let own = runtime.paging && props.kind == TYPE_PINNED && props.handle_types == 0;
-            lock(&runtime.pools).note(handle, device, own);
+            runtime.note_pool(handle, device, own);
         }
     }
     status

@@ -80,6 +80,11 @@ pub struct Runtime {
     pub pager: Pager,
     /// Memory pools that allocations were asked of.
     pub pools: Mutex<Pools>,
+    /// Some pool is an own one; some store is the driver's (see [`crate::stores`]): nothing to look at
+    /// before that.
+    pub has_own_pools: AtomicBool,
+    /// See `has_own_pools`.
+    pub has_stores: AtomicBool,
     /// Per device: the current pool as the driver's handle; 0: to be asked.
     pub current_pools: Vec<AtomicU64>,
     /// Memory of the driver's pools was freed in stream order, and may not be back yet.

@@ -261,6 +261,8 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         pager: Pager::default(),
         pools: Mutex::default(),
         current_pools,
+        has_own_pools: AtomicBool::new(false),
+        has_stores: AtomicBool::new(false),
         pool_frees: AtomicBool::new(false),
         graphs: Mutex::default(),
         graph_meters,
