@@ -242,6 +242,8 @@ pub unsafe fn cuMemPoolSetAttribute(
     {
         // SAFETY: the driver has just read 64 bits there.
         let value = unsafe { value.cast::<u64>().read_unaligned() };
+        // A watermark is reset to what is in use now.
+        runtime.reap_deferred();
         lock(&runtime.pools).set_attribute(pool as u64, attr, value);
     }
     status
