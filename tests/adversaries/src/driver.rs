@@ -3,8 +3,6 @@
 //!
 //! They are safe to name and pass on whatever addresses they are given: an adversary's mistakes are its own,
 //! it runs in a process of its own. A function that the driver does not export answers [`Code::ABSENT`].
-
-#![allow(dead_code, reason = "declarations; not every family needs all")]
 #![allow(non_snake_case)]
 // The driver decides how many arguments its functions have.
 #![allow(clippy::too_many_arguments)]
