@@ -213,33 +213,41 @@ impl Runtime {
     }
 
     fn load_pending(&self, device: usize) {
-        let taken: Vec<Function> = {
-            let contexts = lock(&self.contexts);
-            let here = |f: &mut Function| contexts.device_of(f.context) == Some(device);
-            let mut pending = lock(&self.overhead.pending);
-            let mut taken = Vec::new();
-            for of in pending.functions.values_mut() {
-                taken.extend(of.extract_if(.., here));
-            }
-            pending.functions.retain(|_, of| !of.is_empty());
-            pending.count -= taken.len();
-            self.overhead.any_pending.store(pending.count > 0, SeqCst);
-            pending.loading += 1;
-            taken
-        };
-        for Function { function, context } in taken {
-            if self.headroom(device) < signed(GRANULE) {
-                break;
-            }
+        while self.headroom(device) >= signed(GRANULE) {
+            // Taken inside the gate, so that the end of its module waits for a driver call at most.
             let inside = gate::enter();
+            let Some(Function { function, context }) = self.take_pending(device) else {
+                break;
+            };
             let _ = vmm::in_context(context, || {
                 // SAFETY: its module is alive: the end of a module waits for us.
                 unsafe { call::cuFuncLoad(function as *mut _) }.ok()
             });
+            lock(&self.overhead.pending).loading -= 1;
+            self.overhead.loaded.notify_all();
             drop(inside);
         }
-        lock(&self.overhead.pending).loading -= 1;
-        self.overhead.loaded.notify_all();
+    }
+
+    /// Takes one function of a device out, to be loaded; counted as loading until the caller is done.
+    fn take_pending(&self, device: usize) -> Option<Function> {
+        let contexts = lock(&self.contexts);
+        let mut pending = lock(&self.overhead.pending);
+        let mut taken = None;
+        for of in pending.functions.values_mut() {
+            let here = |f: &Function| contexts.device_of(f.context) == Some(device);
+            if let Some(at) = of.iter().position(here) {
+                taken = Some(of.swap_remove(at));
+                break;
+            }
+        }
+        pending.functions.retain(|_, of| !of.is_empty());
+        if taken.is_some() {
+            pending.count -= 1;
+            pending.loading += 1;
+        }
+        self.overhead.any_pending.store(pending.count > 0, SeqCst);
+        taken
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Shares {
     /// may keep it: while it does, it is overhead beyond this many bytes, per device. 0: nothing.
     lingering: Mutex<HashMap<usize, u64>>,
     any_lingering: AtomicBool,
+    /// What of it is charged still, until it is measured.
+    unsettled: Mutex<Vec<Charge>>,
 }
 
 /// What is open under a number in this process.
@@ -195,13 +197,31 @@ impl Runtime {
             // whether it is still there; if it is, it is overhead from then on.
             let before = self.desired().devices[device].overhead.load(SeqCst);
             self.changes_resident(device, 0, granules_up(bytes));
-            if let Some(session) = &self.session {
+            if self.session.is_some() {
                 lock(&self.shares.lingering).entry(device).or_insert(before);
                 self.shares.any_lingering.store(true, SeqCst);
-                session.refresh(true);
+                lock(&self.shares.unsettled).push(charge);
+            } else {
+                self.unreserve(device, granules_up(bytes), Backing::Pinned);
             }
+        }
+    }
+
+    /// Measures what had been handed out and was let go of since, and takes it off the quota; `false`:
+    /// there was nothing. All of it at once, since a measurement may take milliseconds.
+    pub fn settle_ended(&self) -> bool {
+        if !self.shares.any_lingering.load(SeqCst) {
+            return false;
+        }
+        let ended = std::mem::take(&mut *lock(&self.shares.unsettled));
+        if ended.is_empty() {
+            return false;
+        }
+        self.measure_now();
+        for (device, bytes) in ended {
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
         }
+        true
     }
 
     /// A descriptor of memory was handed out to the program.
@@ -230,7 +250,9 @@ impl Runtime {
         let Some(before) = lock(&self.shares.lingering).get(&device).copied() else {
             return;
         };
-        session.refresh(true);
+        if !self.settle_ended() {
+            session.refresh(true);
+        }
         let overhead = self.desired().devices[device].overhead.load(SeqCst);
         if overhead <= before + GRANULE / 2 {
             lock(&self.shares.lingering).remove(&device);

@@ -209,6 +209,8 @@ impl Worker {
                 for device in 0..self.runtime.devices.len() {
                     self.runtime.look_at_stores(device);
                 }
+                self.runtime.look_at_descriptors();
+                self.runtime.settle_ended();
                 self.host.prepare(self.runtime, self.activity.idle_for());
             }
             Phase::Drained => self.reopen_if_forgotten(),
