@@ -38,6 +38,12 @@ impl Memory {
             Self::Key(device, key)
         }
     }
+
+    fn device(self) -> DeviceId {
+        match self {
+            Self::Key(device, _) | Self::Bytes(device, _) => device,
+        }
+    }
 }
 
 /// What one session holds; the same memory may be held several times.
@@ -149,6 +155,7 @@ struct Waiting {
     session: ProcessId,
     ticket: u64,
     memory: Memory,
+    bytes: u64,
     since: Nanos,
     /// The main loop's pass in which it was read.
     pass: u64,
@@ -158,6 +165,8 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Claims {
     holds: Holds,
+    /// What each session imported while somebody else was charged for it, in bytes.
+    imported: BTreeMap<ProcessId, BTreeMap<Memory, u64>>,
     waiting: Vec<Waiting>,
     pass: u64,
     /// In this pass some session had more to read than is read at once.
@@ -180,7 +189,29 @@ impl Claims {
     /// A session is over.
     pub fn end(&mut self, id: ProcessId) {
         self.holds.end(id);
+        self.imported.remove(&id);
         self.waiting.retain(|waiting| waiting.session != id);
+    }
+}
+
+impl Claims {
+    fn import(&mut self, id: ProcessId, memory: Memory, bytes: u64) {
+        let own = self.imported.entry(id).or_default();
+        if own.len() >= MAX_HOLDS {
+            let holds = &self.holds;
+            own.retain(|memory, _| holds.covers(*memory));
+        }
+        if own.len() < MAX_HOLDS {
+            own.insert(memory, bytes);
+        }
+    }
+
+    /// Bytes that a session may have mapped on a device while somebody else is charged for them.
+    #[must_use]
+    pub fn covered(&self, id: ProcessId, device: DeviceId) -> u64 {
+        let own = self.imported.get(&id).into_iter().flatten();
+        own.filter(|(memory, _)| memory.device() == device && self.holds.covers(**memory))
+            .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 }
 
@@ -243,6 +274,7 @@ impl Daemon {
             session: id,
             ticket,
             memory,
+            bytes,
             since: now(),
             pass,
         });
@@ -265,12 +297,16 @@ impl Daemon {
             let late = time.saturating_sub(waiting.since) >= ANSWER_WITHIN;
             let answer = (heard || late) && (covered || !adopting);
             if answer {
-                done.push((waiting.session, waiting.ticket, covered));
+                let imported = covered.then_some((waiting.memory, waiting.bytes));
+                done.push((waiting.session, waiting.ticket, imported));
             }
             !answer
         });
-        for (id, ticket, covered) in done {
-            self.send_claimed(id, ticket, covered);
+        for (id, ticket, imported) in done {
+            if let Some((memory, bytes)) = imported {
+                self.claims.import(id, memory, bytes);
+            }
+            self.send_claimed(id, ticket, imported.is_some());
         }
     }
 

@@ -43,6 +43,8 @@ impl Daemon {
             // Somebody may be waiting for what was only late to be shown as free.
             self.sample_again = now() + SAMPLE_AGAIN;
         }
+        // Before the dead are forgotten: their memory is no stranger's.
+        self.audit(sample);
         self.find_returned(sample);
         self.answer_refreshes(sample);
         let workloads: Vec<_> = self.workloads.keys().copied().collect();

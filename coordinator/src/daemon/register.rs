@@ -354,6 +354,7 @@ impl Daemon {
             seen_state: 0,
             seen_unswappable: 0,
             awake: !resumed,
+            measure_asked: None,
             overhead_unknown_said: false,
             notes: (0, 0),
         };

@@ -19,6 +19,7 @@ use spillway_protocol::page::Observed;
 use super::gpus::{Gpus, Measured};
 use super::handle::Waker;
 use super::main_loop::now;
+use super::people::born;
 use super::shared::Shared;
 
 /// Without anybody asking, a sample is taken this often.
@@ -43,6 +44,8 @@ pub struct Sample {
     pub began: Nanos,
     /// By device.
     pub devices: Vec<Measured>,
+    /// When those that compute were started; those that are not to be seen are left out.
+    pub born: BTreeMap<i32, u64>,
     /// Bytes that a process held by itself on each of its devices, where it held still during the
     /// sample; `None`: it did not.
     pub held: BTreeMap<ProcessId, Option<Vec<u64>>>,
@@ -117,7 +120,7 @@ fn take(gpus: &dyn Gpus, devices: usize, targets: &Targets) -> Sample {
         .values()
         .map(|target| (still(&target.page), held(target)))
         .collect();
-    let devices = (0..devices).map(|device| gpus.measure(device)).collect();
+    let devices: Vec<Measured> = (0..devices).map(|device| gpus.measure(device)).collect();
     let held = targets
         .iter()
         .zip(before)
@@ -128,9 +131,15 @@ fn take(gpus: &dyn Gpus, devices: usize, targets: &Targets) -> Sample {
         .collect();
     Sample {
         began,
+        born: births(&devices),
         devices,
         held,
     }
+}
+
+fn births(devices: &[Measured]) -> BTreeMap<i32, u64> {
+    let pids = devices.iter().flat_map(|device| &device.compute);
+    pids.filter_map(|pid| Some((*pid, born(*pid)?))).collect()
 }
 
 fn held(target: &Target) -> Vec<u64> {
