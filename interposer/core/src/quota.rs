@@ -48,6 +48,7 @@ impl Runtime {
     /// # Errors
     /// The bytes would pass the limit, or could not be had in time. Nothing is reserved.
     pub fn reserve(&self, device: usize, bytes: u64, mut pageable: bool) -> Result<Backing, ()> {
+        self.settle_overhead(device, bytes);
         let mut drained = false;
         let demand = &self.observed.devices[device].demand;
         for _ in 0..TRIES {
@@ -103,6 +104,9 @@ impl Runtime {
         {
             session.refresh(false);
         }
+        self.look_at_stores(device);
+        self.measure_lingering(device);
+        self.measure_if_changed();
         let desired = &self.desired().devices[device];
         let limit = desired.limit.load(SeqCst);
         let gone = self.observed.devices[device].used.load(SeqCst)
