@@ -11,7 +11,7 @@
 //! 2. *Limit*: what the driver shows for a workload's processes on a device is more than its limit and
 //!    [`TOLERANCE`], in two samples [`CONFIRM`] apart during which all of them held still; or in all
 //!    samples for [`NEVER_STILL`], since a process may claim for ever that it does not hold still.
-//! 3. *Uncharged*: a process's overhead (shown minus held) has grown by more than [`TOLERANCE`] since
+//! 3. *Uncharged*: a process's [`overhead`] (shown minus held) has grown by more than [`TOLERANCE`] since
 //!    the process last asked for a measurement, as it does when it makes a context or loads a module.
 //!    It is charged as overhead from then on, so this is worth a look and nobody's death.
 //! 4. Nothing is said before everybody had time to come back after the coordinator's restart.
@@ -36,6 +36,14 @@ pub const NEVER_STILL: Nanos = 10 * SECOND;
 pub const UNSEEN_AFTER: Nanos = 10 * SECOND;
 /// Bytes; see the module.
 pub const TOLERANCE: u64 = 256 << 20;
+
+/// A process's overhead, of which the driver's figure says only that it is `most` at most, and less by up
+/// to `maybe`. A context costs the same before and after memory comes and goes of which nobody knows
+/// whether the driver counts it: so it stays what it was, as far as the figures allow.
+#[must_use]
+pub fn overhead(before: u64, most: u64, maybe: u64) -> u64 {
+    before.clamp(most.saturating_sub(maybe), most)
+}
 
 /// One process on one device, as the driver shows it in one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +88,8 @@ pub struct Member {
     pub limit: u64,
     /// What it holds there by its own account, overhead not included; `None`: it did not hold still.
     pub held: Option<u64>,
+    /// Bytes beyond `held` that the driver may or may not show for it, although they are no overhead.
+    pub maybe: u64,
     /// What it may map there because somebody else is charged for it.
     pub covered: u64,
     /// It has asked for a measurement since the sample before: its overhead has a reason to be
@@ -312,12 +322,13 @@ impl Audit {
             let (Some(held), Some(bytes)) = (member.held, entry.bytes) else {
                 continue;
             };
-            let overhead = bytes.saturating_sub(held).saturating_sub(member.covered);
+            let most = bytes.saturating_sub(held);
             let known = self.overheads.entry(key).or_insert(Overhead {
-                explained: overhead,
+                explained: overhead(0, most, member.maybe),
                 asked: false,
                 grown_since: None,
             });
+            let overhead = overhead(known.explained, most, member.maybe);
             if std::mem::take(&mut known.asked) || overhead < known.explained {
                 known.explained = overhead;
             }

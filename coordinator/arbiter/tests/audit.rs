@@ -1,7 +1,8 @@
 //! What is an escape and what is not, in scenarios.
 
 use spillway_arbiter::audit::{
-    Audit, CONFIRM, Escape, Member, NEVER_STILL, RETURN_WITHIN, Shown, TOLERANCE, UNSEEN_AFTER, Who,
+    Audit, CONFIRM, Escape, Member, NEVER_STILL, RETURN_WITHIN, Shown, TOLERANCE, UNSEEN_AFTER,
+    Who, overhead,
 };
 use spillway_arbiter::{MILLISECOND, Nanos, ProcessId, SECOND, WorkloadId};
 
@@ -31,6 +32,7 @@ fn member(number: u64, shown: u64, held: Option<u64>) -> Shown {
             workload: WorkloadId(1),
             limit: GIB,
             held,
+            maybe: 0,
             covered: 0,
             asked: false,
         }),
@@ -234,8 +236,46 @@ fn moving_memory_is_no_escape_but_moving_for_ever_is() {
 #[test]
 fn what_others_are_charged_for_is_not_ones_own() {
     let mut audit = Audit::default();
-    let imports = change(member(8, 3 * GIB, Some(GIB)), |m| m.covered = 2 * GIB);
+    let imports = change(member(8, 3 * GIB, Some(GIB)), |m| {
+        m.covered = 2 * GIB;
+        m.maybe = 2 * GIB;
+    });
     assert_eq!(until(&mut audit, 0, 60 * SECOND, &[imports]), None);
+}
+
+#[test]
+fn memory_that_the_driver_may_or_may_not_count_is_no_overhead() {
+    assert_eq!(overhead(64 * MIB, 64 * MIB, 0), 64 * MIB);
+    assert_eq!(overhead(64 * MIB, 80 * MIB, 0), 80 * MIB, "code was loaded");
+    assert_eq!(overhead(64 * MIB, 564 * MIB, 512 * MIB), 64 * MIB);
+    assert_eq!(overhead(64 * MIB, 64 * MIB, 512 * MIB), 64 * MIB);
+    assert_eq!(overhead(64 * MIB, 32 * MIB, 512 * MIB), 32 * MIB);
+    assert_eq!(overhead(64 * MIB, 600 * MIB, 512 * MIB), 88 * MIB);
+    assert_eq!(overhead(0, 64 * MIB, u64::MAX), 0);
+
+    let mut audit = Audit::default();
+    let managed = |shown, maybe| {
+        change(member(8, shown, Some(64 * MIB)), |m| {
+            m.limit = 64 * GIB;
+            m.maybe = maybe;
+        })
+    };
+    let steps = [
+        managed(128 * MIB, 0),
+        managed(128 * MIB, GIB),
+        managed(128 * MIB + GIB, GIB),
+        managed(500 * MIB, GIB),
+        managed(128 * MIB, 0),
+    ];
+    let mut at = 0;
+    for step in steps.into_iter().cycle().take(100) {
+        assert_eq!(until(&mut audit, at, at + 5 * SECOND, &[step]), None);
+        at += 6 * SECOND;
+    }
+    // One that is gone by the process's account and not by the driver's.
+    let hidden = [managed(128 * MIB + GIB, 0)];
+    let (_, escape) = until(&mut audit, at, at + 5 * SECOND, &hidden).expect("told");
+    assert!(matches!(escape, Escape::Uncharged { bytes: GIB, .. }));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::SeqCst;
 
 use serde_json::Value;
 use spillway_arbiter::audit::{Audit, Escape, Member, Shown, Who};
@@ -16,10 +17,9 @@ use spillway_protocol::format_bytes;
 use super::gpus::format_uuid;
 use super::handle::Waker;
 use super::identity;
-use super::main_loop::now;
 use super::options::OnEscape;
 use super::people::{self, People, Person};
-use super::sampler::Sample;
+use super::sampler::{Held, Sample};
 use super::session::Session;
 use super::state::Daemon;
 use crate::model::Stranger;
@@ -142,6 +142,7 @@ impl Daemon {
         let index = at.copied().position(|at| at == device)?;
         let spec = self.arbiter.spec(live.workload)?;
         let held = sample.held.get(&id).and_then(Option::as_ref);
+        let held = held.and_then(|held| held.get(index).copied());
         Some(Member {
             process: id,
             workload: live.workload,
@@ -149,10 +150,25 @@ impl Daemon {
                 .quotas
                 .get(&device)
                 .map_or(u64::MAX, |quota| quota.limit),
-            held: held.and_then(|held| held.get(index).copied()),
-            covered: self.claims.covered(id, device),
+            held: held.map(|held| held.resident),
+            maybe: held.map_or(0, |held| self.maybe(id, device, held)),
+            covered: self.covered(id, device, held),
             asked: live.measure_asked.is_some(),
         })
+    }
+
+    /// What a process may have mapped on a device while somebody else is charged for it.
+    fn covered(&self, id: ProcessId, device: DeviceId, held: Option<Held>) -> u64 {
+        // It is known only how much was asked about, not what was let go of since.
+        let says = held.map_or_else(
+            || {
+                let pair = self.pages.0.get(&id);
+                let at = pair.and_then(|pair| pair.observed(device));
+                at.map_or(0, |at| at.maybe.load(SeqCst))
+            },
+            |held| held.maybe,
+        );
+        self.claims.covered(id, device).min(says)
     }
 
     /// What `status` shows of strangers.
@@ -405,6 +421,7 @@ fn describe(pid: i32, person: Option<&Person>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::main_loop::now;
     use super::*;
 
     #[test]

@@ -165,8 +165,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Claims {
     holds: Holds,
-    /// What each session imported while somebody else was charged for it, in bytes.
-    imported: BTreeMap<ProcessId, BTreeMap<Memory, u64>>,
+    imported: BTreeMap<ProcessId, Imported>,
     waiting: Vec<Waiting>,
     pass: u64,
     /// In this pass some session had more to read than is read at once.
@@ -194,24 +193,50 @@ impl Claims {
     }
 }
 
+/// What a session imported while somebody else was charged for it. It does not say what it lets go of.
+#[derive(Debug, Default)]
+struct Imported {
+    /// In bytes, each time that it was imported.
+    memory: BTreeMap<Memory, u64>,
+    /// There is more than is known: from before the coordinator's restart, or too much to remember.
+    more: bool,
+}
+
 impl Claims {
-    fn import(&mut self, id: ProcessId, memory: Memory, bytes: u64) {
-        let own = self.imported.entry(id).or_default();
-        if own.len() >= MAX_HOLDS {
-            let holds = &self.holds;
-            own.retain(|memory, _| holds.covers(*memory));
-        }
-        if own.len() < MAX_HOLDS {
-            own.insert(memory, bytes);
-        }
+    /// A session is back that imported before the coordinator was restarted.
+    pub fn back(&mut self, id: ProcessId) {
+        self.imported.entry(id).or_default().more = true;
     }
 
-    /// Bytes that a session may have mapped on a device while somebody else is charged for them.
+    fn import(&mut self, id: ProcessId, memory: Memory, bytes: u64) {
+        let own = self.imported.entry(id).or_default();
+        if own.memory.len() >= MAX_HOLDS {
+            let holds = &self.holds;
+            own.memory.retain(|memory, _| holds.covers(*memory));
+        }
+        if own.memory.len() >= MAX_HOLDS {
+            own.more = true;
+            return;
+        }
+        let all = own.memory.entry(memory).or_default();
+        *all = all.saturating_add(bytes);
+    }
+
+    /// The most bytes that a session can have mapped on a device while somebody else is charged for
+    /// them.
     #[must_use]
     pub fn covered(&self, id: ProcessId, device: DeviceId) -> u64 {
-        let own = self.imported.get(&id).into_iter().flatten();
-        own.filter(|(memory, _)| memory.device() == device && self.holds.covers(**memory))
-            .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+        let Some(own) = self.imported.get(&id) else {
+            return 0;
+        };
+        if own.more {
+            return u64::MAX;
+        }
+        let here = |(memory, _): &(&Memory, &u64)| {
+            memory.device() == device && self.holds.covers(**memory)
+        };
+        let all = own.memory.iter().filter(here);
+        all.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 }
 
@@ -384,5 +409,25 @@ mod tests {
         assert_eq!(holds.add(TWO, Memory::new(0, 1, 101)), Some(ONE));
         assert!(holds.covers(Memory::new(0, 1, 100)));
         assert!(!holds.covers(Memory::new(0, 1, 1)));
+    }
+
+    #[test]
+    fn what_was_imported_is_covered_while_somebody_holds_it() {
+        let mut claims = Claims::default();
+        let (by_size, by_key) = (Memory::new(0, 4096, 0), Memory::new(1, 100, 7));
+        claims.holds.add(ONE, by_size);
+        claims.holds.add(ONE, by_key);
+        claims.import(TWO, by_size, 4096);
+        claims.import(TWO, by_size, 4096);
+        claims.import(TWO, by_key, 100);
+        assert_eq!(claims.covered(TWO, 0), 8192, "it may be there twice");
+        assert_eq!(claims.covered(TWO, 1), 100);
+        assert_eq!(claims.covered(ONE, 0), 0, "it holds its own");
+        claims.holds.remove(ONE, by_size);
+        assert_eq!((claims.covered(TWO, 0), claims.covered(TWO, 1)), (0, 100));
+        claims.back(TWO);
+        assert_eq!(claims.covered(TWO, 0), u64::MAX, "nobody knows any more");
+        claims.end(TWO);
+        assert_eq!(claims.covered(TWO, 0), 0);
     }
 }
