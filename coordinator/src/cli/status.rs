@@ -373,6 +373,7 @@ mod tests {
                 granted_bytes: GIB,
                 free_bytes: GIB - (61 << 20),
                 nvml_used_bytes: None,
+                outside_bytes: 0,
             }],
             pool: Pool {
                 capacity_bytes: 6 * GIB,

@@ -38,6 +38,12 @@ impl Memory {
             Self::Key(device, key)
         }
     }
+
+    fn device(self) -> DeviceId {
+        match self {
+            Self::Key(device, _) | Self::Bytes(device, _) => device,
+        }
+    }
 }
 
 /// What one session holds; the same memory may be held several times.
@@ -149,6 +155,7 @@ struct Waiting {
     session: ProcessId,
     ticket: u64,
     memory: Memory,
+    bytes: u64,
     since: Nanos,
     /// The main loop's pass in which it was read.
     pass: u64,
@@ -158,6 +165,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Claims {
     holds: Holds,
+    imported: BTreeMap<ProcessId, Imported>,
     waiting: Vec<Waiting>,
     pass: u64,
     /// In this pass some session had more to read than is read at once.
@@ -180,7 +188,55 @@ impl Claims {
     /// A session is over.
     pub fn end(&mut self, id: ProcessId) {
         self.holds.end(id);
+        self.imported.remove(&id);
         self.waiting.retain(|waiting| waiting.session != id);
+    }
+}
+
+/// What a session imported while somebody else was charged for it. It does not say what it lets go of.
+#[derive(Debug, Default)]
+struct Imported {
+    /// In bytes, each time that it was imported.
+    memory: BTreeMap<Memory, u64>,
+    /// There is more than is known: from before the coordinator's restart, or too much to remember.
+    more: bool,
+}
+
+impl Claims {
+    /// A session is back that imported before the coordinator was restarted.
+    pub fn back(&mut self, id: ProcessId) {
+        self.imported.entry(id).or_default().more = true;
+    }
+
+    fn import(&mut self, id: ProcessId, memory: Memory, bytes: u64) {
+        let own = self.imported.entry(id).or_default();
+        if own.memory.len() >= MAX_HOLDS {
+            let holds = &self.holds;
+            own.memory.retain(|memory, _| holds.covers(*memory));
+        }
+        if own.memory.len() >= MAX_HOLDS {
+            own.more = true;
+            return;
+        }
+        let all = own.memory.entry(memory).or_default();
+        *all = all.saturating_add(bytes);
+    }
+
+    /// The most bytes that a session can have mapped on a device while somebody else is charged for
+    /// them.
+    #[must_use]
+    pub fn covered(&self, id: ProcessId, device: DeviceId) -> u64 {
+        let Some(own) = self.imported.get(&id) else {
+            return 0;
+        };
+        if own.more {
+            return u64::MAX;
+        }
+        let here = |(memory, _): &(&Memory, &u64)| {
+            memory.device() == device && self.holds.covers(**memory)
+        };
+        let all = own.memory.iter().filter(here);
+        all.fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 }
 
@@ -243,6 +299,7 @@ impl Daemon {
             session: id,
             ticket,
             memory,
+            bytes,
             since: now(),
             pass,
         });
@@ -265,12 +322,16 @@ impl Daemon {
             let late = time.saturating_sub(waiting.since) >= ANSWER_WITHIN;
             let answer = (heard || late) && (covered || !adopting);
             if answer {
-                done.push((waiting.session, waiting.ticket, covered));
+                let imported = covered.then_some((waiting.memory, waiting.bytes));
+                done.push((waiting.session, waiting.ticket, imported));
             }
             !answer
         });
-        for (id, ticket, covered) in done {
-            self.send_claimed(id, ticket, covered);
+        for (id, ticket, imported) in done {
+            if let Some((memory, bytes)) = imported {
+                self.claims.import(id, memory, bytes);
+            }
+            self.send_claimed(id, ticket, imported.is_some());
         }
     }
 
@@ -348,5 +409,25 @@ mod tests {
         assert_eq!(holds.add(TWO, Memory::new(0, 1, 101)), Some(ONE));
         assert!(holds.covers(Memory::new(0, 1, 100)));
         assert!(!holds.covers(Memory::new(0, 1, 1)));
+    }
+
+    #[test]
+    fn what_was_imported_is_covered_while_somebody_holds_it() {
+        let mut claims = Claims::default();
+        let (by_size, by_key) = (Memory::new(0, 4096, 0), Memory::new(1, 100, 7));
+        claims.holds.add(ONE, by_size);
+        claims.holds.add(ONE, by_key);
+        claims.import(TWO, by_size, 4096);
+        claims.import(TWO, by_size, 4096);
+        claims.import(TWO, by_key, 100);
+        assert_eq!(claims.covered(TWO, 0), 8192, "it may be there twice");
+        assert_eq!(claims.covered(TWO, 1), 100);
+        assert_eq!(claims.covered(ONE, 0), 0, "it holds its own");
+        claims.holds.remove(ONE, by_size);
+        assert_eq!((claims.covered(TWO, 0), claims.covered(TWO, 1)), (0, 100));
+        claims.back(TWO);
+        assert_eq!(claims.covered(TWO, 0), u64::MAX, "nobody knows any more");
+        claims.end(TWO);
+        assert_eq!(claims.covered(TWO, 0), 0);
     }
 }

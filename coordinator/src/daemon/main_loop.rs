@@ -16,6 +16,7 @@ use nix::sys::socket::{SockFlag, accept4};
 use nix::time::{ClockId, clock_gettime};
 use spillway_arbiter::{Arbiter, Config, MILLISECOND, Nanos, OperationId, ProcessId, SECOND};
 
+use super::audit::Auditor;
 use super::claims::Claims;
 use super::events::Events;
 use super::gpus::{FakeGpus, Gpus};
@@ -172,6 +173,7 @@ impl Daemon {
             refreshing: Vec::new(),
             sample_again: Nanos::MAX,
             refused: std::collections::BTreeMap::new(),
+            auditor: Auditor::start(waker.clone())?,
             adopting_until: (in_use && window > 0).then(|| started + window),
             news: std::collections::BTreeSet::new(),
             counted: started,
@@ -251,6 +253,7 @@ impl Daemon {
             while let Some(made) = self.workshop.made() {
                 self.deliver(made);
             }
+            self.auditor.listen();
             while let Some(sample) = self.sampler.sample() {
                 self.sampled(&sample);
             }

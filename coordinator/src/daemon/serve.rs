@@ -342,6 +342,9 @@ impl Daemon {
                 ticket,
                 since: now(),
             });
+            if let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) {
+                live.measure_asked = Some(now());
+            }
             self.ask_sample();
             return;
         }

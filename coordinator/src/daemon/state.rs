@@ -8,6 +8,7 @@ use nix::sys::epoll::Epoll;
 use serde_json::Value;
 use spillway_arbiter::{Arbiter, DeviceId, Nanos, OperationId, ProcessId, WorkloadId};
 
+use super::audit::Auditor;
 use super::claims::Claims;
 use super::events::Events;
 use super::gpus::Gpu;
@@ -157,6 +158,7 @@ pub struct Daemon {
     /// When to ask for a sample; `Nanos::MAX`: only as ever.
     pub(super) sample_again: Nanos,
     pub(super) refused: BTreeMap<String, u64>,
+    pub(super) auditor: Auditor,
     /// Until then nothing new is given; `None`: that time is over.
     pub(super) adopting_until: Option<Nanos>,
     /// Sessions with something to look at before this round ends.
