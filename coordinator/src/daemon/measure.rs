@@ -47,12 +47,13 @@ impl Daemon {
         // Before the dead are forgotten: their memory is no stranger's.
         self.audit(sample);
         self.find_returned(sample);
+        // Who asked for the measurement goes on by the grants as they are after it.
+        self.arbiter.tick(now(), &mut self.pages);
         self.answer_refreshes(sample);
         let workloads: Vec<_> = self.workloads.keys().copied().collect();
         for workload in workloads {
             self.publish_shares(workload);
         }
-        self.arbiter.tick(now(), &mut self.pages);
     }
 
     fn measure_overhead(&mut self, id: ProcessId, sample: &Sample) {

@@ -367,7 +367,8 @@ impl Runtime {
     /// slabs; `false`: there was nothing.
     pub fn give_back_spare(&self, device: usize) -> bool {
         self.reap_deferred();
-        let mut any = self.drop_kept(|alloc| alloc.device == device);
+        let mut any = self.look_at_descriptors();
+        any |= self.drop_kept(|alloc| alloc.device == device);
         let blocks = lock(&self.heap).take_empty_slabs(device);
         any |= !blocks.is_empty();
         for block in blocks {

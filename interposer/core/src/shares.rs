@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::Status;
-use crate::handles::{Charge, Ended};
+use crate::handles::{Charge, Descriptor, Ended};
 use crate::lock;
 use crate::quota::Backing;
 use crate::runtime::Runtime;
@@ -25,10 +25,29 @@ pub struct Shares {
     by_size: Mutex<HashMap<(usize, u64), u32>>,
     /// How many of both.
     count: AtomicU64,
+    /// Some descriptor was handed out, and may be open.
+    descriptors: AtomicBool,
     /// Memory of ours that had been handed out was let go of, and some other process or an open descriptor
     /// may keep it: while it does, it is overhead beyond this many bytes, per device. 0: nothing.
     lingering: Mutex<HashMap<usize, u64>>,
     any_lingering: AtomicBool,
+}
+
+/// What is open under a number in this process.
+#[must_use]
+pub fn descriptor(number: i32) -> Option<Descriptor> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel fills one structure, or says that the number is not open.
+    let stat = unsafe {
+        if libc::fstat(number, stat.as_mut_ptr()) != 0 {
+            return None;
+        }
+        stat.assume_init()
+    };
+    Some(Descriptor {
+        number,
+        file: (stat.st_dev, stat.st_ino),
+    })
 }
 
 /// The key of memory that is known by a handle of 64 bytes: never 0.
@@ -183,6 +202,23 @@ impl Runtime {
             }
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
         }
+    }
+
+    /// A descriptor of memory was handed out to the program.
+    pub fn descriptor_made(&self) {
+        self.shares.descriptors.store(true, SeqCst);
+    }
+
+    /// Looks whether descriptors that kept memory are closed by now; `false`: nothing came of it.
+    pub fn look_at_descriptors(&self) -> bool {
+        if !self.shares.descriptors.load(SeqCst) {
+            return false;
+        }
+        let ended = lock(&self.handles)
+            .descriptors_closed(|known| descriptor(known.number).as_ref() == Some(known));
+        let any = !ended.is_empty();
+        self.ended(ended);
+        any
     }
 
     /// Has what others may still keep measured again, where there is such.

@@ -2,8 +2,9 @@
 //! managed memory, imports. Recorded for their charge. Pure bookkeeping.
 //!
 //! A VMM handle's memory is really gone when every reference (create, retain, import), every mapping *and*
-//! every binding to a multicast object is: only then does its charge end. Memory whose descriptor was
-//! handed out may live on even then, in another process; see [`Ended::exported`].
+//! every binding to a multicast object is, and every descriptor of it that is open in this process is closed:
+//! only then does its charge end. Memory whose descriptor was handed out may live on even then, in another
+//! process; see [`Ended::exported`].
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,6 +22,15 @@ pub struct Other {
 
 /// An import: device index, bytes, and how many of them are charged here.
 pub type Import = (usize, u64, u64);
+
+/// A descriptor of memory: its number, and what file the kernel says is open there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The number in this process.
+    pub number: i32,
+    /// Device and inode of the file.
+    pub file: (u64, u64),
+}
 
 /// Memory that nothing of this process refers to any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +52,8 @@ struct Physical {
     /// Multicast objects that it is bound to.
     bindings: u32,
     exported: bool,
+    /// Descriptors of it that were last seen open here.
+    descriptors: Vec<Descriptor>,
     covered: u64,
     /// Imported, and not mapped yet: its size is not known.
     unsized_import: bool,
@@ -79,6 +91,7 @@ impl Handles {
             mappings: 0,
             bindings: 0,
             exported: false,
+            descriptors: Vec::new(),
             covered: 0,
             unsized_import,
             members: Vec::new(),
@@ -95,11 +108,18 @@ impl Handles {
         self.add(handle, charge, false);
     }
 
-    /// A handle was imported; its size shows when it is mapped. An import of what this process has
-    /// already is one reference more.
-    pub fn imported(&mut self, handle: u64, device: usize) {
-        match self.of(handle) {
-            Some(known) => known.references += 1,
+    /// A handle was imported, from a descriptor if it was one; its size shows when it is mapped. An import
+    /// of what this process has already is one reference more.
+    pub fn imported(&mut self, handle: u64, device: usize, from: Option<Descriptor>) {
+        let same = |p: &Physical| from.is_some_and(|from| p.descriptors.contains(&from));
+        let known = self.physical.iter().find(|(_, p)| same(p));
+        let known = known.map(|(&id, _)| id);
+        let known = known.or_else(|| self.by_handle.get(&handle).copied());
+        match known.and_then(|id| Some((id, self.physical.get_mut(&id)?))) {
+            Some((id, physical)) => {
+                physical.references += 1;
+                self.by_handle.insert(handle, id);
+            }
             None => self.add(handle, (device, 0), true),
         }
     }
@@ -121,11 +141,29 @@ impl Handles {
         }
     }
 
-    /// A descriptor of it was handed out; returns what it is charged, if it had not been before.
-    pub fn exported(&mut self, handle: u64) -> Option<Charge> {
+    /// It was handed out, as a descriptor or by another name; returns what it is charged, the first time.
+    pub fn exported(&mut self, handle: u64, as_descriptor: Option<Descriptor>) -> Option<Charge> {
         let known = self.of(handle)?;
+        known.descriptors.extend(as_descriptor);
         let before = std::mem::replace(&mut known.exported, true);
         (!before && known.charge.1 > 0).then_some(known.charge)
+    }
+
+    /// Looks which descriptors are still open here; returns what has ended with the others.
+    pub fn descriptors_closed(&mut self, is_open: impl Fn(&Descriptor) -> bool) -> Vec<Ended> {
+        let mut changed = Vec::new();
+        for (&id, physical) in &mut self.physical {
+            let before = physical.descriptors.len();
+            physical.descriptors.retain(&is_open);
+            if physical.descriptors.len() < before {
+                changed.push(id);
+            }
+        }
+        let mut ended = Vec::new();
+        for id in changed {
+            self.end(id, &mut ended);
+        }
+        ended
     }
 
     /// A handle was mapped.
@@ -163,7 +201,7 @@ impl Handles {
         if let Some(physical) = self.physical.get_mut(&id) {
             physical.references = physical.references.saturating_sub(1);
             if physical.references == 0 {
-                self.by_handle.remove(&handle);
+                self.by_handle.retain(|_, known| *known != id);
             }
         }
         let mut ended = Vec::new();
@@ -243,7 +281,9 @@ impl Handles {
     }
 
     fn end(&mut self, id: u64, ended: &mut Vec<Ended>) {
-        let in_use = |p: &Physical| p.references > 0 || p.mappings > 0 || p.bindings > 0;
+        let in_use = |p: &Physical| {
+            p.references > 0 || p.mappings > 0 || p.bindings > 0 || !p.descriptors.is_empty()
+        };
         if self.physical.get(&id).is_none_or(in_use) {
             return;
         }

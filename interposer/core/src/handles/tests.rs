@@ -49,8 +49,8 @@ fn a_reused_handle_value_is_another_memory() {
 fn an_export_is_remembered_to_the_end() {
     let mut handles = Handles::default();
     handles.created(7, (0, 100));
-    assert_eq!(handles.exported(7), Some((0, 100)));
-    assert_eq!(handles.exported(7), None, "once is enough");
+    assert_eq!(handles.exported(7, None), Some((0, 100)));
+    assert_eq!(handles.exported(7, None), None, "once is enough");
     assert_eq!(
         handles.released(7),
         vec![Ended {
@@ -62,9 +62,28 @@ fn an_export_is_remembered_to_the_end() {
 }
 
 #[test]
+fn an_open_descriptor_keeps_the_memory_and_its_charge() {
+    let descriptor = |number| Descriptor {
+        number,
+        file: (1, 2),
+    };
+    let mut handles = Handles::default();
+    handles.created(7, (0, 100));
+    handles.exported(7, Some(descriptor(3)));
+    assert_eq!(handles.released(7), vec![]);
+    // It comes back by the descriptor, under another handle: the same memory, charged once.
+    handles.imported(9, 0, Some(descriptor(3)));
+    assert_eq!(handles.unsized_import(9), None);
+    assert_eq!(handles.released(9), vec![]);
+    assert_eq!(handles.descriptors_closed(|_| true), vec![]);
+    let ended = handles.descriptors_closed(|_| false);
+    assert_eq!((ended[0].charge, ended[0].exported), ((0, 100), true));
+}
+
+#[test]
 fn an_import_is_charged_from_its_first_mapping() {
     let mut handles = Handles::default();
-    handles.imported(7, 1);
+    handles.imported(7, 1, None);
     assert_eq!(handles.unsized_import(7), Some(1));
     handles.sized(7, 100, 0);
     handles.mapped(0x1000, 7);
@@ -72,7 +91,7 @@ fn an_import_is_charged_from_its_first_mapping() {
     assert_eq!(handles.released(7), vec![]);
     let ended = handles.unmapped(0x1000, 1);
     assert_eq!((ended[0].charge, ended[0].covered), ((1, 100), 0));
-    handles.imported(8, 1);
+    handles.imported(8, 1, None);
     assert_eq!(
         handles.released(8),
         vec![],
@@ -83,9 +102,9 @@ fn an_import_is_charged_from_its_first_mapping() {
 #[test]
 fn an_import_that_somebody_else_is_charged_for_ends_uncharged() {
     let mut handles = Handles::default();
-    handles.imported(7, 1);
+    handles.imported(7, 1, None);
     handles.sized(7, 0, 100);
-    assert_eq!(handles.exported(7), None, "not ours to answer for");
+    assert_eq!(handles.exported(7, None), None, "not ours to answer for");
     let ended = handles.released(7);
     assert_eq!((ended[0].charge, ended[0].covered), ((1, 0), 100));
 }

@@ -11,7 +11,7 @@ use crate::gate;
 use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
-use crate::shares::key_of;
+use crate::shares::{descriptor, key_of};
 use crate::table::{CUipcMemHandle, sig};
 use crate::vmm::AllocationProp;
 
@@ -20,6 +20,8 @@ use super::report::ours;
 
 /// `CU_MEM_LOCATION_TYPE_DEVICE`
 const DEVICE: u32 = 1;
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
+const POSIX_FD: u32 = 1;
 /// Bytes of an IPC handle and of a pool pointer's export data.
 const HANDLE: usize = 64;
 
@@ -35,7 +37,14 @@ pub unsafe fn cuMemExportToShareableHandle(
     let status = unsafe { real(shareableHandle, handle, handleType, flags) };
     drop(inside);
     if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        let exported = lock(&runtime.handles).exported(handle);
+        let made = (handleType == POSIX_FD && !shareableHandle.is_null())
+            // SAFETY: checked against null; the driver has just written a descriptor.
+            .then(|| descriptor(unsafe { shareableHandle.cast::<i32>().read_unaligned() }))
+            .flatten();
+        let exported = lock(&runtime.handles).exported(handle, made);
+        if made.is_some() {
+            runtime.descriptor_made();
+        }
         if let Some(charge) = exported {
             runtime.hold_size(charge);
         }
@@ -75,7 +84,14 @@ pub unsafe fn cuMemImportFromShareableHandle(
         // SAFETY: checked against null, written by the driver.
         let handle = unsafe { *handle };
         if let Some(device) = device_of_handle(runtime, handle) {
-            lock(&runtime.handles).imported(handle, device);
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "a descriptor, passed as a pointer"
+            )]
+            let from = (shHandleType == POSIX_FD)
+                .then(|| descriptor(osHandle as usize as i32))
+                .flatten();
+            lock(&runtime.handles).imported(handle, device, from);
         }
     }
     status
