@@ -265,20 +265,57 @@ fn who_keeps_to_its_limit_is_never_accused() {
     assert_eq!(told(&daemon, "killed"), [] as [Value; 0]);
 }
 
+/// Two programs of which one maps the other's 512 MiB, with a limit of 64 MiB.
+fn sharing(place: &Place) -> (Client, Client) {
+    let fixed = |name: &str, limit: &str| {
+        let probe = place.client("driver-probe").workload(name).limit(limit);
+        ready(probe.var("SPILLWAY_SWAP", "never"))
+    };
+    let mut maker = fixed("maker", "768MiB");
+    let mut user = fixed("user", "64MiB");
+    fine(&mut maker, "alloc 536870912");
+    let handle = maker.ask("export");
+    let handle = handle
+        .strip_prefix("ok ")
+        .unwrap_or_else(|| panic!("{handle}"));
+    fine(&mut user, &format!("import {handle}"));
+    (maker, user)
+}
+
+/// Memory that another is charged for is not one's own, as long as the other is.
+#[test]
+fn imported_memory_counts_once_nobody_else_is_charged_for_it() {
+    let place = Place::new("audit-import").memory("2GiB").build();
+    let daemon = place.daemon(&[]);
+    let (mut maker, mut user) = sharing(&place);
+    let overhead = || daemon.workload("user")["devices"][0]["overhead_bytes"].as_u64();
+    std::thread::sleep(Duration::from_millis(3500));
+    accuses_nobody(&daemon);
+    assert!(overhead().is_some_and(|bytes| bytes <= 64 * MIB));
+    maker.kill();
+    let event = escape(&daemon, "limit", PATIENCE);
+    assert_eq!(event["workload"], "user");
+    assert!(overhead().is_some_and(|bytes| bytes >= 512 * MIB));
+    assert!(user.alive());
+}
+
 /// A daemon that was killed comes back to programs that it does not know yet.
 #[test]
 fn a_restart_accuses_nobody() {
-    let place = Place::new("audit-restart").build();
+    let place = Place::new("audit-restart").memory("2GiB").build();
     let daemon = place.daemon(&["--on-escape=kill"]);
     let mut client = probe(&place, "away", "512MiB");
     fine(&mut client, "alloc 268435456");
     fine(&mut client, "managed 67108864");
+    let (mut maker, mut user) = sharing(&place);
     daemon.kill();
     std::thread::sleep(Duration::from_secs(1));
     let daemon = place.daemon(&["--on-escape=kill"]);
-    until_within(PATIENCE, "it is back", || daemon.find("away").map(|_| ()));
-    std::thread::sleep(Duration::from_secs(4));
-    assert!(client.alive());
+    for name in ["away", "maker", "user"] {
+        until_within(PATIENCE, "all are back", || daemon.find(name).map(|_| ()));
+    }
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(client.alive() && maker.alive() && user.alive());
     accuses_nobody(&daemon);
 }
 

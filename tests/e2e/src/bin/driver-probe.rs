@@ -8,6 +8,8 @@
 //!     physical BYTES            -> ok HANDLE | error CODE      cuMemCreate: cannot be swapped
 //!     managed BYTES             -> the same as alloc, by cuMemAllocManaged
 //!     past BYTES                -> the same, by the driver's own cuMemAlloc: no hook of any library sees it
+//!     export                    -> ok HANDLE | error CODE      cuIpcGetMemHandle of the last allocation
+//!     import HANDLE             -> ok ADDRESS | error CODE     cuIpcOpenMemHandle
 //!     table                     -> ok | error CODE  the simulator's own table, by cuGetExportTable
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
@@ -79,6 +81,10 @@ struct Prop {
     flags: u64,
 }
 
+/// `CUipcMemHandle`.
+#[repr(C)]
+struct Handle([u8; 64]);
+
 impl Cuda {
     fn alloc(&self, bytes: usize) -> Result<u64, i32> {
         let mut at = 0;
@@ -95,6 +101,26 @@ impl Cuda {
             0 => Ok(at),
             code => Err(code),
         }
+    }
+
+    fn export(&self, at: u64) -> Result<String, i32> {
+        let mut handle = Handle([0; 64]);
+        match call!(self.0, "cuIpcGetMemHandle", &raw mut handle => *mut Handle, at => u64) {
+            0 => Ok(handle.0.iter().map(|byte| format!("{byte:02x}")).collect()),
+            code => Err(code),
+        }
+    }
+
+    fn import(&self, text: &str) -> Result<u64, i32> {
+        let mut handle = Handle([0; 64]);
+        for (at, byte) in handle.0.iter_mut().enumerate() {
+            let digits = text.get(at * 2..at * 2 + 2).ok_or(-1)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| -1)?;
+        }
+        let mut at = 0;
+        let status = call!(self.0, "cuIpcOpenMemHandle_v2", &raw mut at => *mut u64,
+            handle => Handle, 1 => u32);
+        if status == 0 { Ok(at) } else { Err(status) }
     }
 
     /// A hook stands before `dlsym`, none before `dlvsym`: it finds the loader's own `dlsym`.
@@ -438,6 +464,14 @@ impl Probe {
             },
             "managed" => self.keep(self.cuda.managed(number(1)?), number(1)?),
             "past" => self.keep(self.cuda.past(number(1)?), number(1)?),
+            "export" => match self.cuda.export(self.held.last()?.0) {
+                Ok(handle) => format!("ok {handle}"),
+                Err(code) => format!("error {code}"),
+            },
+            "import" => match self.cuda.import(words.get(1)?) {
+                Ok(at) => format!("ok {at:#x}"),
+                Err(code) => format!("error {code}"),
+            },
             "table" => {
                 let (mut table, id) = (0usize, *b"spillwaysimtable");
                 let status = call!(self.cuda.0, "cuGetExportTable", &raw mut table => *mut usize,
