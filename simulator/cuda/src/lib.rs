@@ -27,6 +27,7 @@ mod ipc;
 mod launch;
 mod layout;
 mod memop;
+mod managed;
 mod memory;
 mod module;
 mod occupancy;
