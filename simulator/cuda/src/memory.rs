@@ -5,7 +5,6 @@ use crate::submit::here;
 use spillway_simulator_core::capture;
 use spillway_simulator_core::classic::{self, Request};
 use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, R};
-use spillway_simulator_core::driver;
 use spillway_simulator_core::host::Kind;
 use spillway_simulator_core::sync::{read, write};
 

@@ -494,6 +494,13 @@ functions! { cuda:
     cuMemFree_v2(address: Dptr);
     cuMemGetAddressRange_v2(base: Option<&mut Dptr>, bytes: Option<&mut usize>, address: Dptr);
     cuMemAllocManaged(address: &mut Dptr, bytes: usize, flags: u32);
+    cuMemPrefetchAsync(address: Dptr, bytes: usize, device: i32, stream: Handle);
+    cuMemPrefetchAsync_v2(address: Dptr, bytes: usize, location: Location, flags: u32, stream: Handle);
+    cuMemAdvise(address: Dptr, bytes: usize, advice: i32, device: i32);
+    cuMemAdvise_v2(address: Dptr, bytes: usize, advice: i32, location: Location);
+    cuMemRangeGetAttribute(value: *mut c_void, value_bytes: usize, attribute: i32, address: Dptr, bytes: usize);
+    cuMemRangeGetAttributes(values: *mut *mut c_void, value_bytes: *mut usize, attributes: *mut i32, n: usize,
+        address: Dptr, bytes: usize);
     cuMemAllocHost_v2(address: &mut usize, bytes: usize);
     cuMemFreeHost(address: usize);
     cuMemHostAlloc(address: &mut usize, bytes: usize, flags: u32);

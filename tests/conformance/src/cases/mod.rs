@@ -25,6 +25,7 @@ topics!(
     vmm,
     vmm_lifetime,
     host,
+    managed,
     streams,
     stream_order,
     events,
