@@ -406,6 +406,11 @@ pub struct NodeParams {
     pub rest: [u64; 30],
 }
 
+/// `CUmemPoolPtrExportData`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PoolPointer(pub [u8; 64]);
+
 /// `CUipcMemHandle`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -561,6 +566,14 @@ functions! { cuda:
     cuMemPoolTrimTo(pool: Handle, keep_bytes: usize);
     cuMemPoolGetAttribute(pool: Handle, attribute: i32, value: *mut c_void);
     cuMemPoolSetAttribute(pool: Handle, attribute: i32, value: *mut c_void);
+    cuMemPoolSetAccess(pool: Handle, access: *const AccessDesc, n: usize);
+    cuMemPoolExportToShareableHandle(out: *mut c_void, pool: Handle, kind: i32, flags: u64);
+    cuMemPoolImportFromShareableHandle(pool: &mut Handle, os_handle: usize, kind: i32, flags: u64);
+    cuMemPoolExportPointer(data: &mut PoolPointer, address: Dptr);
+    cuMemPoolImportPointer(address: &mut Dptr, pool: Handle, data: &PoolPointer);
+    cuMemGetDefaultMemPool(pool: &mut Handle, location: &Location, kind: i32);
+    cuMemGetMemPool(pool: &mut Handle, location: &Location, kind: i32);
+    cuMemSetMemPool(location: &Location, kind: i32, pool: Handle);
     cuMemPoolGetAccess(flags: &mut i32, pool: Handle, location: &Location);
 
     cuStreamCreate(stream: Option<&mut Handle>, flags: u32);

@@ -30,6 +30,7 @@ topics!(
     stream_order,
     events,
     pools,
+    pool_sharing,
     capture,
     capture_rules,
     graph_memory,
