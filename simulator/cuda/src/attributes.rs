@@ -99,8 +99,13 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         128 => 0,
         129 => 1,
         130 => 0,
-        131 | 134 => -1,
-        132 | 133 | 135..=148 => 0,
+        131 => -1,
+        // Multicast needs a team.
+        132 => i32::from(shared.config().gpus > 1),
+        // The NUMA node of the GPU, and memory of cuMemCreate there.
+        134 => 0,
+        141 => 1,
+        133 | 135..=140 | 142..=148 => 0,
         _ => return None,
     })
 }

@@ -103,6 +103,37 @@ pub struct PoolProperties {
     pub rest: [u8; 56],
 }
 
+/// `CUmulticastObjectProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MulticastProperties {
+    pub devices: u32,
+    pub bytes: usize,
+    pub handle_types: u64,
+    pub flags: u64,
+}
+
+/// `CUDA_EXTERNAL_MEMORY_HANDLE_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ExternalMemory {
+    pub kind: u32,
+    pub handle: [u64; 2],
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ExternalBuffer {
+    pub offset: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -220,6 +251,18 @@ mod tests {
         assert_eq!(
             size_of::<PoolProperties>(),
             size_of::<sys::CUmemPoolProps_st>()
+        );
+        assert_eq!(
+            size_of::<MulticastProperties>(),
+            size_of::<sys::CUmulticastObjectProp_st>()
+        );
+        assert_eq!(
+            size_of::<ExternalMemory>(),
+            size_of::<sys::CUDA_EXTERNAL_MEMORY_HANDLE_DESC_st>()
+        );
+        assert_eq!(
+            size_of::<ExternalBuffer>(),
+            size_of::<sys::CUDA_EXTERNAL_MEMORY_BUFFER_DESC_st>()
         );
         assert_eq!(
             size_of::<LaunchConfig>(),
