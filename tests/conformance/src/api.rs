@@ -406,6 +406,39 @@ pub struct NodeParams {
     pub rest: [u64; 30],
 }
 
+/// `CUDA_EXTERNAL_MEMORY_HANDLE_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExternalMemory {
+    pub kind: i32,
+    /// The first member of a union of 16 bytes.
+    pub fd: i64,
+    pub handle_rest: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExternalBuffer {
+    pub offset: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUmulticastObjectProp`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MulticastProp {
+    pub devices: u32,
+    pub bytes: usize,
+    pub handle_types: u64,
+    pub flags: u64,
+}
+
 /// `CUmemPoolPtrExportData`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -554,6 +587,15 @@ functions! { cuda:
     cuMemGetAllocationPropertiesFromHandle(prop: &mut AllocationProp, handle: MemHandle);
     cuMemExportToShareableHandle(out: *mut c_void, handle: MemHandle, kind: i32, flags: u64);
     cuMemImportFromShareableHandle(handle: &mut MemHandle, os_handle: usize, kind: i32);
+    cuImportExternalMemory(memory: &mut Handle, wanted: &ExternalMemory);
+    cuExternalMemoryGetMappedBuffer(address: &mut Dptr, memory: Handle, wanted: &ExternalBuffer);
+    cuDestroyExternalMemory(memory: Handle);
+    cuMulticastGetGranularity(bytes: &mut usize, prop: &MulticastProp, option: i32);
+    cuMulticastCreate(object: &mut MemHandle, prop: &MulticastProp);
+    cuMulticastAddDevice(object: MemHandle, device: i32);
+    cuMulticastBindMem(object: MemHandle, offset: usize, memory: MemHandle, from: usize, bytes: usize, flags: u64);
+    cuMulticastBindAddr(object: MemHandle, offset: usize, address: Dptr, bytes: usize, flags: u64);
+    cuMulticastUnbind(object: MemHandle, device: i32, offset: usize, bytes: usize);
     cuIpcGetMemHandle(handle: &mut IpcHandle, address: Dptr);
     cuIpcOpenMemHandle_v2(address: &mut Dptr, handle: IpcHandle, flags: u32);
     cuIpcCloseMemHandle(address: Dptr);
