@@ -84,7 +84,7 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         109 => 128 << 20,
         110 => 0,
         111 => 1024,
-        112 => 0,
+        112 => 1,
         113 => 1,
         114 => 0,
         115 => 1,
@@ -93,7 +93,8 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         // Pools can be shared by file descriptors.
         119 => 1,
         120 => 1,
-        121 | 124 | 125 => 0,
+        121 => 1,
+        124 | 125 => 0,
         126 => 4,
         127 => 1,
         128 => 0,

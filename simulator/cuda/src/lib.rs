@@ -12,6 +12,7 @@
 
 mod abi;
 mod array;
+mod array_shape;
 mod attributes;
 mod context;
 mod copy;

@@ -20,6 +20,7 @@ topics!(
     device,
     context,
     memory,
+    arrays,
     copies,
     pointer,
     vmm,
