@@ -90,12 +90,7 @@ fn peers_access(driver: &Driver, gpu: u32) -> [u8; GPUS_MAX] {
 }
 
 /// Maps memory at an address of its own.
-fn place(
-    driver: &Driver,
-    physical: Arc<Physical>,
-    pool: u64,
-    access: [u8; GPUS_MAX],
-) -> R<u64> {
+fn place(driver: &Driver, physical: Arc<Physical>, pool: u64, access: [u8; GPUS_MAX]) -> R<u64> {
     let length = physical.bytes();
     let mut space = write(&driver.space);
     let start = space

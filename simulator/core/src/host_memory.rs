@@ -71,7 +71,11 @@ impl HostMemory {
             return None;
         }
         // SAFETY: open, as its link could be read; copied at once.
-        let file = File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()?);
+        let file = File::from(
+            unsafe { BorrowedFd::borrow_raw(fd) }
+                .try_clone_to_owned()
+                .ok()?,
+        );
         let length = file.metadata().ok()?.len();
         Self::of(file, length).ok()
     }

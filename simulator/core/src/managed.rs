@@ -11,8 +11,8 @@ use crate::code::{INVALID_VALUE, R};
 use crate::config::{FRAME, GPUS_MAX};
 use crate::driver::Driver;
 use crate::shared::Shared;
-pub use crate::space::Place;
 use crate::space::Physical;
+pub use crate::space::Place;
 use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -106,7 +106,10 @@ impl Managed {
         let end = at.checked_add(length)?;
         (at < start + bytes && length > 0 && end <= start + bytes).then(|| {
             let first = (at - start) / PAGE;
-            (*start, first as usize..(end - start).div_ceil(PAGE) as usize)
+            (
+                *start,
+                first as usize..(end - start).div_ceil(PAGE) as usize,
+            )
         })
     }
 

@@ -78,12 +78,18 @@ impl Multicast {
     pub fn bind(&self, offset: u64, memory: &Arc<Physical>, from: u64, length: u64) -> R {
         self.complete()?;
         let inside = |at: u64, all: u64| at.checked_add(length).is_some_and(|end| end <= all);
-        let aligned = [offset, from, length].iter().all(|n| n.is_multiple_of(GRANULARITY));
-        if length == 0 || !aligned || !inside(offset, self.length) || !inside(from, memory.bytes()) {
+        let aligned = [offset, from, length]
+            .iter()
+            .all(|n| n.is_multiple_of(GRANULARITY));
+        if length == 0 || !aligned || !inside(offset, self.length) || !inside(from, memory.bytes())
+        {
             return Err(INVALID_VALUE);
         }
         let mut state = lock(&self.state);
-        let gpu = memory.gpu().filter(|gpu| state.gpus.contains(gpu)).ok_or(INVALID_DEVICE)?;
+        let gpu = memory
+            .gpu()
+            .filter(|gpu| state.gpus.contains(gpu))
+            .ok_or(INVALID_DEVICE)?;
         let taken = state
             .bindings
             .iter()

@@ -142,8 +142,13 @@ fn sparse_properties(out: Out<SparseProperties>, storage: &Storage) -> R {
     }
     let tile = tile(&storage.shape)?;
     // Levels smaller than a tile share the tail.
-    let small = |l: &Level| l.shape.width < tile[0] as usize || l.shape.height.max(1) < tile[1] as usize;
-    let first = storage.levels.iter().position(small).unwrap_or(storage.levels.len());
+    let small =
+        |l: &Level| l.shape.width < tile[0] as usize || l.shape.height.max(1) < tile[1] as usize;
+    let first = storage
+        .levels
+        .iter()
+        .position(small)
+        .unwrap_or(storage.levels.len());
     let tail: u64 = storage.levels[first..].iter().map(Level::bytes).sum();
     out.set(SparseProperties {
         tile,
@@ -166,7 +171,12 @@ fn map_part(info: &ArrayMapping) -> R {
         _ => return Err(INVALID_VALUE),
     };
     let unmapped = storage.address.is_none();
-    if !unmapped || info.part_kind > 1 || info.handle_kind != 0 || info.flags != 0 || info.devices == 0 {
+    if !unmapped
+        || info.part_kind > 1
+        || info.handle_kind != 0
+        || info.flags != 0
+        || info.devices == 0
+    {
         return Err(INVALID_VALUE);
     }
     let mut mapped = lock(&storage.mapped);

@@ -26,10 +26,15 @@ pub struct Element {
 /// # Errors
 /// `INVALID_VALUE` for a format that is not simulated, or another number of channels than it has.
 pub fn element(format: u32, channels: u32) -> R<Element> {
-    let of = |bytes, edge, rows_of_two| Element { bytes, edge, rows_of_two };
+    let of = |bytes, edge, rows_of_two| Element {
+        bytes,
+        edge,
+        rows_of_two,
+    };
     let plain = |one: u64| {
         let ok = matches!(channels, 1 | 2 | 4);
-        ok.then(|| of(one * u64::from(channels), 1, 2)).ok_or(INVALID_VALUE)
+        ok.then(|| of(one * u64::from(channels), 1, 2))
+            .ok_or(INVALID_VALUE)
     };
     let fixed = |wanted: u32, element| {
         let ok = channels == wanted;
@@ -116,11 +121,20 @@ pub fn levels(shape: &Array3dDescriptor, wanted: u32) -> R<Vec<Level>> {
         let mut smaller = *shape;
         smaller.width = half(shape.width);
         smaller.height = half(shape.height);
-        smaller.depth = if layers { shape.depth } else { half(shape.depth) };
+        smaller.depth = if layers {
+            shape.depth
+        } else {
+            half(shape.depth)
+        };
         let pitch = (smaller.width as u64).div_ceil(element.edge) * element.bytes;
         let rows = (smaller.height.max(1) as u64 * element.rows_of_two / 2).div_ceil(element.edge);
         let offset = end.next_multiple_of(ALIGNMENT);
-        let level = Level { shape: smaller, offset, pitch, slice: pitch * rows };
+        let level = Level {
+            shape: smaller,
+            offset,
+            pitch,
+            slice: pitch * rows,
+        };
         end = offset.checked_add(level.bytes()).ok_or(INVALID_VALUE)?;
         all.push(level);
     }
@@ -153,12 +167,21 @@ mod tests {
     use super::*;
 
     fn shape(width: usize, height: usize, depth: usize, flags: u32) -> Array3dDescriptor {
-        Array3dDescriptor { width, height, depth, format: 0x20, channels: 1, flags }
+        Array3dDescriptor {
+            width,
+            height,
+            depth,
+            format: 0x20,
+            channels: 1,
+            flags,
+        }
     }
 
     #[test]
     fn levels_halve_and_layers_stay() {
-        let bytes = |s: Array3dDescriptor, n| levels(&s, n).map(|l| l.iter().map(Level::bytes).collect::<Vec<_>>());
+        let bytes = |s: Array3dDescriptor, n| {
+            levels(&s, n).map(|l| l.iter().map(Level::bytes).collect::<Vec<_>>())
+        };
         assert_eq!(bytes(shape(8, 4, 0, 0), 99), Ok(vec![128, 32, 8, 4]));
         assert_eq!(bytes(shape(8, 8, 3, LAYERED), 2), Ok(vec![768, 192]));
         assert_eq!(bytes(shape(8, 8, 8, 0), 2), Ok(vec![2048, 256]));
@@ -168,7 +191,11 @@ mod tests {
     #[test]
     fn blocks_and_planes_are_counted_whole() {
         let of = |format, channels| {
-            let s = Array3dDescriptor { format, channels, ..shape(10, 10, 0, 0) };
+            let s = Array3dDescriptor {
+                format,
+                channels,
+                ..shape(10, 10, 0, 0)
+            };
             levels(&s, 1).map(|l| l[0].bytes())
         };
         assert_eq!(of(0x91, 4), Ok(3 * 3 * 8));
@@ -193,7 +220,11 @@ mod tests {
         ] {
             assert_eq!(check(&wrong), Err(INVALID_VALUE), "{wrong:?}");
         }
-        for right in [shape(4, 4, 6, CUBEMAP), shape(4, 4, 12, CUBEMAP | LAYERED), shape(4, 0, 4, LAYERED)] {
+        for right in [
+            shape(4, 4, 6, CUBEMAP),
+            shape(4, 4, 12, CUBEMAP | LAYERED),
+            shape(4, 0, 4, LAYERED),
+        ] {
             assert_eq!(check(&right), Ok(()), "{right:?}");
         }
     }

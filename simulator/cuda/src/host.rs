@@ -31,7 +31,12 @@ fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
     if bytes == 0 || flags & !7 != 0 {
         return Err(INVALID_VALUE);
     }
-    let region = region(host::pages(bytes as u64)?, bytes as u64, Kind::Allocated, flags)?;
+    let region = region(
+        host::pages(bytes as u64)?,
+        bytes as u64,
+        Kind::Allocated,
+        flags,
+    )?;
     let address = region.start;
     write(&driver.host).insert(region);
     out.set(address)

@@ -96,13 +96,7 @@ fn range_attribute(driver: &Driver, which: u32, at: u64, bytes: usize, room: usi
     Ok(all)
 }
 
-fn put_range_attribute(
-    out: Out<c_void>,
-    size: usize,
-    which: u32,
-    at: u64,
-    bytes: usize,
-) -> R {
+fn put_range_attribute(out: Out<c_void>, size: usize, which: u32, at: u64, bytes: usize) -> R {
     const ACCESSED_BY: u32 = 3;
     out.needed()?;
     if size == 0 || !size.is_multiple_of(4) || size != 4 && which != ACCESSED_BY {
@@ -132,12 +126,18 @@ fn each_of_batch(
         return Err(INVALID_VALUE);
     }
     let whole = addresses.iter().zip(&sizes);
-    if !whole.clone().all(|(at, n)| managed::covers(driver, *at, *n as u64)) {
+    if !whole
+        .clone()
+        .all(|(at, n)| managed::covers(driver, *at, *n as u64))
+    {
         return Err(INVALID_VALUE);
     }
     for (index, (at, bytes)) in whole.enumerate() {
         // The last place that begins at or before this range.
-        let place = firsts.iter().rposition(|first| *first <= index).ok_or(INVALID_VALUE)?;
+        let place = firsts
+            .iter()
+            .rposition(|first| *first <= index)
+            .ok_or(INVALID_VALUE)?;
         f(*at, *bytes, place_at(driver, places[place])?)?;
     }
     Ok(())

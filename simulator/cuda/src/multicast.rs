@@ -34,7 +34,15 @@ fn object(driver: &Driver, id: u64) -> R<Arc<Physical>> {
     })
 }
 
-fn bind(driver: &Driver, id: u64, offset: usize, memory: &Arc<Physical>, from: u64, size: usize, flags: u64) -> R {
+fn bind(
+    driver: &Driver,
+    id: u64,
+    offset: usize,
+    memory: &Arc<Physical>,
+    from: u64,
+    size: usize,
+    flags: u64,
+) -> R {
     let object = object(driver, id)?;
     let multicast = object.multicast().ok_or(INVALID_VALUE)?;
     if flags != 0 || memory.multicast().is_some() {

@@ -113,7 +113,11 @@ fn attribute(known: Option<&Known>, attribute: u32, address: u64) -> R<Option<Ve
         14 => wide(u64::from(k.vmm)),
         15 => narrow(0),
         16 => narrow(if k.host || k.managed { 3 } else { k.access }),
-        17 => wide(if matches!(k.pool, IMPORTED | EXTERNAL) { 0 } else { k.pool }),
+        17 => wide(if matches!(k.pool, IMPORTED | EXTERNAL) {
+            0
+        } else {
+            k.pool
+        }),
         18 => wide(0),
         19 => wide(k.start),
         20 => narrow(0),

@@ -6,9 +6,7 @@ use crate::graph_memory;
 use crate::layout::{AccessDescriptor, LOCATION_DEVICE, Location, POSIX_FD, PoolProperties};
 use crate::submit::{here, stream};
 use spillway_simulator_core::capture;
-use spillway_simulator_core::code::{
-    INVALID_VALUE, NOT_SUPPORTED, R, STREAM_CAPTURE_INVALIDATED,
-};
+use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R, STREAM_CAPTURE_INVALIDATED};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::pool::{self, Kind, Pool};
 use spillway_simulator_core::sharing::{self, PoolPointer};

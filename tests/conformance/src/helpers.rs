@@ -21,6 +21,7 @@ pub fn run(name: &str, args: &[&str]) -> ExitCode {
         "hold" => hold(usize::try_from(number(0)).unwrap_or(0)),
         "spin" => spin(number(0)),
         "ipc" => open_ipc(args.first().copied().unwrap_or("")),
+        "ipc-free" => free_opened(args.first().copied().unwrap_or("")),
         "pool" => import_from_pool(number(0), args.get(1).copied().unwrap_or(""), number(2)),
         "vmm-import" => import_memory(number(0), number(1)),
         "vmm-export" => export_memory(number(0), number(1)),
@@ -75,6 +76,29 @@ fn open_ipc(hex: &str) -> Outcome {
     ok!(cuMemsetD8_v2(address, 0x3c, 4096));
     ok!(cuCtxSynchronize());
     ok!(cuIpcCloseMemHandle(address));
+    ready_until_told()
+}
+
+/// Opens another process's allocation, and frees it in wrong ways.
+fn free_opened(hex: &str) -> Outcome {
+    let _gpu = Gpu::start()?;
+    let mut address = 0;
+    ok!(cuIpcOpenMemHandle_v2(
+        &mut address,
+        IpcHandle(bytes_of(hex)),
+        1
+    ));
+    for code in [
+        cuMemFree_v2(address),
+        cuMemFreeAsync(address, 0),
+        cuIpcCloseMemHandle(address + 4096),
+    ] {
+        check!(!code.is_ok(), "opened memory was freed: {code:?}");
+    }
+    check!(read(address, 4096)? == pattern(4096, 77), "contents differ");
+    ok!(cuIpcCloseMemHandle(address));
+    let again = cuIpcCloseMemHandle(address);
+    check!(!again.is_ok(), "closed twice: {again:?}");
     ready_until_told()
 }
 

@@ -41,6 +41,7 @@ topics!(
     modules,
     launches,
     errors,
+    misuse,
     procaddress,
     processes,
     fork,

@@ -36,7 +36,7 @@ fn start() -> Result<Gpu, Stop> {
 fn team() -> Result<MemHandle, Stop> {
     let (mut recommended, mut object) = (0, 0);
     ok!(cuMulticastGetGranularity(&mut recommended, &prop(), 1));
-    check!(recommended >= 2 * MIB && SIZE % recommended == 0, "the granularity is {recommended}");
+    check!(recommended >= 2 * MIB && SIZE.is_multiple_of(recommended), "the granularity is {recommended}");
     ok!(cuMulticastCreate(&mut object, &prop()));
     ok!(cuMulticastAddDevice(object, 0));
     ok!(cuMulticastAddDevice(object, 1));
