@@ -190,7 +190,10 @@ fn an_opened_handle_is_closed_and_not_freed() -> Outcome {
     write(address, &pattern(4 * MIB, 77))?;
     fails!(cuIpcCloseMemHandle(address));
     let mut handle = IpcHandle([0; 64]);
-    ok!(cuIpcGetMemHandle(&mut handle, address));
+    match cuIpcGetMemHandle(&mut handle, address) {
+        Code::NOT_SUPPORTED => skip!("this driver has no IPC"),
+        code => ok!(code),
+    }
     // No process opens its own.
     let mut own = 0;
     fails!(cuIpcOpenMemHandle_v2(&mut own, handle, 1));
