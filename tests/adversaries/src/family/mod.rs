@@ -4,7 +4,12 @@
 
 mod arrays;
 mod classic;
+mod graphs;
+mod managed;
+mod multicast;
+mod names;
 mod ordered;
+mod overhead;
 mod physical;
 
 use serde_json::json;
@@ -32,6 +37,14 @@ const fn family(name: &'static str, what: &'static str, run: fn(&Stage)) -> Fami
         coordinator: false,
         vars: &[],
         run,
+    }
+}
+
+/// What the driver takes for itself: measured by the coordinator, so said only where there is one.
+const fn overhead(name: &'static str, what: &'static str, run: fn(&Stage)) -> Family {
+    Family {
+        coordinator: true,
+        ..family(name, what, run)
     }
 }
 
