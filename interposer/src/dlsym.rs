@@ -8,7 +8,7 @@
 //! Before the loader has relocated this library (another object's constructor or resolver may call
 //! `dlsym` that early) the answer is null: nothing else here could be used.
 
-use crate::EXPORTS;
+use crate::exports::EXPORTS;
 use core::ffi::{c_char, c_void};
 use spillway_interposer_core::driver::library::{REAL_DLSYM, find_real_dlsym};
 use spillway_interposer_core::entry::lookup;

@@ -1,98 +1,21 @@
-//! `libspillway.so`: the exports, and nothing else.
-//!
-//! Everything expands from the core's table. Addresses of our own exports are bound within this object
-//! (`-Bsymbolic-functions`, see `build.rs`), so that a program's or another preload's function of the same name
-//! never ends up in the map.
+//! `libspillway.so`: exports what is hooked and `dlsym`, and nothing else.
 
-#![allow(non_snake_case, reason = "named after the driver's entry points")]
-#![allow(
-    clippy::missing_safety_doc,
-    reason = "the driver's own rules for each call"
-)]
-#![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
+/// What is not hooked is not exported.
+macro_rules! pass {
+    ($library:ident $name:ident) => {};
+}
+macro_rules! passed {
+    ($library:ident $name:ident) => {
+        core::ptr::null()
+    };
+}
 
 mod dlsym;
+mod exports;
 
-use core::ffi::{c_char, c_void};
-use spillway_interposer_core::driver::Status;
-use spillway_interposer_core::entry::{self, Exports};
-use spillway_interposer_core::table::{CUipcMemHandle, CUmemLocation};
-use spillway_interposer_core::{custom_body, driver_rows, gated_body, nvml_rows};
+use spillway_protocol::note::{Note, Role};
 
-macro_rules! export {
-    (off $name:ident ($($argument:ident: $type:ty),*)) => {};
-    (slot $name:ident ($($argument:ident: $type:ty),*)) => {};
-    // Written out below.
-    (entry $name:ident ($($argument:ident: $type:ty),*)) => {};
-    (custom $name:ident ($($argument:ident: $type:ty),*)) => {
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($argument: $type),*) -> Status {
-            custom_body!($name ($($argument),*))
-        }
-    };
-    ($how:ident $name:ident ($($argument:ident: $type:ty),*)) => {
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($argument: $type),*) -> Status {
-            gated_body!($how $name ($($argument),*))
-        }
-    };
-}
-
-macro_rules! export_all {
-    ($library:ident $($how:ident $class:ident $name:ident = $base:ident $version:literal
-       [$($mark:ident)*] ($($argument:ident: $type:ty),*);)*) => {
-        $(export!($how $name ($($argument: $type),*));)*
-    };
-}
-driver_rows!(export_all);
-nvml_rows!(export_all);
-
-macro_rules! address {
-    (off $name:ident) => {
-        core::ptr::null()
-    };
-    (slot $name:ident) => {
-        core::ptr::null()
-    };
-    ($how:ident $name:ident) => {
-        $name as *const ()
-    };
-}
-
-macro_rules! addresses {
-    ($library:ident $($how:ident $class:ident $name:ident = $base:ident $version:literal
-       [$($mark:ident)*] ($($argument:ident: $type:ty),*);)*) => {
-        &[$(address!($how $name)),*]
-    };
-}
-
-/// The address of every export, by row.
-static EXPORTS: Exports = Exports {
-    driver: driver_rows!(addresses),
-    nvml: nvml_rows!(addresses),
-};
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetProcAddress(
-    symbol: *const c_char,
-    pfn: *mut *mut c_void,
-    cudaVersion: i32,
-    flags: u64,
-) -> Status {
-    // SAFETY: the application's own arguments.
-    entry::shield(|| unsafe { entry::get_proc_address(&EXPORTS, symbol, pfn, cudaVersion, flags) })
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetProcAddress_v2(
-    symbol: *const c_char,
-    pfn: *mut *mut c_void,
-    cudaVersion: i32,
-    flags: u64,
-    symbolStatus: *mut u32,
-) -> Status {
-    // SAFETY: the application's own arguments.
-    entry::shield(|| unsafe {
-        entry::get_proc_address_v2(&EXPORTS, symbol, pfn, cudaVersion, flags, symbolStatus)
-    })
-}
+/// By which the library is known, whatever its file is called.
+#[used]
+#[unsafe(link_section = ".note.spillway")]
+static NOTE: Note = Note::new(Role::Plain);

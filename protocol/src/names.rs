@@ -14,6 +14,10 @@ pub const ENV_PRIORITY: &str = "SPILLWAY_PRIORITY";
 pub const ENV_SWAP: &str = "SPILLWAY_SWAP";
 /// `1` turns the library into a pure pass-through.
 pub const ENV_DISABLE: &str = "SPILLWAY_DISABLE";
+/// `1`: driver entry points that the library does not know are refused. See also `spillway run --strict`.
+pub const ENV_STRICT: &str = "SPILLWAY_STRICT";
+/// For the strict library: the driver's file, an absolute path. Set by `spillway run --strict`.
+pub const ENV_DRIVER_LIBRARY: &str = "SPILLWAY_DRIVER_LIBRARY";
 /// Log level of the library, on stderr: `off`, `error`, `warn` (default), `info`, `debug`.
 pub const ENV_LOG: &str = "SPILLWAY_LOG";
 /// Overrides the run directory.

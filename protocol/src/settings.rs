@@ -28,6 +28,8 @@ pub struct Settings {
     pub swap: bool,
     /// Do not look for a coordinator.
     pub no_coordinator: bool,
+    /// Unknown driver entry points are refused.
+    pub strict: bool,
 }
 
 /// What is wrong with a variable, and what to write instead.
@@ -80,6 +82,18 @@ impl Reader<'_> {
         }
     }
 
+    /// `1` or `0`; not set is `0`.
+    fn switch(&mut self, name: &str) -> bool {
+        match (self.get)(name).as_deref() {
+            None | Some("" | "0") => false,
+            Some("1") => true,
+            Some(other) => {
+                self.problem(format!("{name}={other}: write 1 or 0"));
+                false
+            }
+        }
+    }
+
     fn set(&self, name: &str) -> bool {
         (self.get)(name).is_some()
     }
@@ -97,14 +111,8 @@ impl Settings {
             get,
             problems: Vec::new(),
         };
-        let disabled = match get(names::ENV_DISABLE).as_deref() {
-            None | Some("" | "0") => false,
-            Some("1") => true,
-            Some(other) => {
-                reader.problem(format!("{}={other}: write 1 or 0", names::ENV_DISABLE));
-                false
-            }
-        };
+        let disabled = reader.switch(names::ENV_DISABLE);
+        let strict = reader.switch(names::ENV_STRICT);
         let mut request = reader.amount(names::ENV_REQUEST);
         if !reader.set(names::ENV_REQUEST) {
             request = reader.whole_mib("NVIDIA_GPU_MEMORY_REQUEST");
@@ -174,6 +182,7 @@ impl Settings {
             priority,
             swap,
             no_coordinator,
+            strict,
         })
     }
 
@@ -251,6 +260,7 @@ mod tests {
             ("SPILLWAY_PRIORITY", "high"),
             ("SPILLWAY_SWAP", "maybe"),
             ("SPILLWAY_DISABLE", "yes"),
+            ("SPILLWAY_STRICT", "yes"),
             ("SPILLWAY_WORKLOAD", "two words"),
         ] {
             let problems = read(&[(name, value)]).unwrap_err();

@@ -147,7 +147,7 @@ pub fn holes<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     let free = info().0;
     let piece = (free / 6 / step * step).max(step);
     let mut held = Vec::new();
-    let mut take = |case: &mut Case<'_>, way: &mut W, held: &mut Vec<W::Held>| {
+    let take = |case: &mut Case<'_>, way: &mut W, held: &mut Vec<W::Held>| {
         while held.len() < 64 {
             match way.take(piece) {
                 Ok(one) => {

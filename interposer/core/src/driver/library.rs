@@ -3,8 +3,11 @@
 //! Libraries are opened at the first call of one of their functions, never earlier: preloading this
 //! library into a program that does not use CUDA loads nothing. Once opened, one reference is kept for
 //! the life of the process, so a program that closes the driver leaves no dangling address here.
+//!
+//! What the loader gives for the driver's name may be this library itself: always so in strict mode. Then
+//! the driver is opened by its path (see `find.rs`).
 
-use super::{Function, Slot, find_loaded};
+use super::{Function, Slot, Status, find, find_loaded, own_handle, unknown};
 use crate::table::Library;
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
@@ -54,21 +57,44 @@ pub fn handle(library: Library) -> *mut c_void {
         return known;
     }
     let name = library.soname();
+    let ours = own_handle();
     // SAFETY: a C string.
     let mut opened = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    if opened.is_null() {
+    if opened.is_null() || opened == ours {
         opened = reopen(library);
     }
     if opened.is_null() {
         // SAFETY: a C string; the program called a function of this library, so it wants it loaded.
         opened = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY) };
+        if opened == ours {
+            opened = find::open();
+        }
     }
     if opened.is_null() {
         return null_mut();
     }
     // A second thread that came here too has one reference more: harmless, it is never given back.
     word.store(opened, Ordering::Release);
+    if library == Library::CUDA {
+        unknown::settle(|name| has(opened, name));
+    }
     opened
+}
+
+/// Whether the object behind `handle`, or what it depends on, has `name`.
+fn has(handle: *mut c_void, name: &CStr) -> bool {
+    // SAFETY: a valid handle and a C string.
+    real_dlsym().is_some_and(|dlsym| !unsafe { dlsym(handle, name.as_ptr()) }.is_null())
+}
+
+/// What a call of a function answers that `library` lacks. Without a driver there is no device: programs
+/// that look whether CUDA can be used go on without it.
+#[cold]
+pub fn missing(library: Library) -> Status {
+    if library == Library::CUDA && handle(library).is_null() {
+        return Status::NO_DEVICE;
+    }
+    Status::missing(library)
 }
 
 /// A reference to a copy that is loaded under a name that is not its soname.

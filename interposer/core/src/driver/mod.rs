@@ -7,14 +7,17 @@
 //!   own use; a caller that touches device memory owes the gate's protocol itself.
 //!
 //! A function that the driver lacks answers [`Status::NOT_FOUND`]; for NVML, its
-//! [`Status::NVML_FUNCTION_NOT_FOUND`].
+//! [`Status::NVML_FUNCTION_NOT_FOUND`]. Where there is no driver at all, [`library::missing`] says so.
 
+mod find;
 pub mod library;
 mod objects;
 mod slot;
 mod status;
+pub mod strict;
+pub mod unknown;
 
-pub use objects::{Object, find_loaded, object_of};
+pub use objects::{Object, find_loaded, object_of, own_handle, own_role};
 pub use slot::{Function, Slot};
 pub use status::Status;
 
@@ -56,7 +59,7 @@ pub(crate) mod stubs {
             #[cold]
             pub(crate) unsafe extern "C" fn $name($($argument: $type),*) -> Status {
                 let Some(real) = library::resolve(Library::$library, c_name!($name), slot_of!($how $name)) else {
-                    return Status::missing(Library::$library);
+                    return library::missing(Library::$library);
                 };
                 // SAFETY: the driver's function of this name, with the arguments the caller gave for it.
                 unsafe { real($($argument),*) }

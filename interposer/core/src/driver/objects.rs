@@ -1,8 +1,13 @@
 //! What the loader has mapped: reading only, without allocation and without keeping anything loaded.
+//!
+//! The driver is known by its file's name, whatever its version. Our own libraries are known by their note
+//! (see [`spillway_protocol::note`]), since the strict one may lie there under the driver's name.
 
 use crate::table::Library;
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::null_mut;
+use core::sync::atomic::{AtomicU8, Ordering};
+use spillway_protocol::note::{self, Role};
 
 /// A loaded object, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +16,8 @@ pub enum Object {
     Driver(Library),
     /// Another of NVIDIA's driver libraries.
     Companion,
+    /// A library of ours: this one, or another copy.
+    Spillway(Role),
     /// Anything else.
     Other,
 }
@@ -32,6 +39,45 @@ fn kind(path: &[u8]) -> Object {
     Object::Other
 }
 
+/// A segment of a loaded object: where it begins, and its size.
+#[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
+fn segment(info: &libc::dl_phdr_info, header: &libc::Elf64_Phdr) -> (usize, usize) {
+    let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
+    (start, header.p_memsz as usize)
+}
+
+/// The program headers of a loaded object.
+///
+/// # Safety
+/// `info` is what `dl_iterate_phdr` passes, during that call.
+unsafe fn headers(info: &libc::dl_phdr_info) -> &[libc::Elf64_Phdr] {
+    // SAFETY: the loader's own program headers of a loaded object.
+    unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) }
+}
+
+/// What a loaded object is.
+///
+/// # Safety
+/// As for [`headers`].
+unsafe fn object(info: &libc::dl_phdr_info) -> Object {
+    if info.dlpi_name.is_null() {
+        return Object::Other;
+    }
+    // SAFETY: the loader's name of the object, a C string.
+    let by_name = kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes());
+    // SAFETY: the caller's promise.
+    let headers = unsafe { headers(info) };
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_NOTE) {
+        let (start, bytes) = segment(info, header);
+        // SAFETY: the object's notes, which lie in a segment that is mapped for reading.
+        let notes = unsafe { core::slice::from_raw_parts(start as *const u8, bytes) };
+        if let Some(role) = note::find(notes) {
+            return Object::Spillway(role);
+        }
+    }
+    by_name
+}
+
 struct Search {
     address: usize,
     found: Object,
@@ -47,18 +93,14 @@ pub fn object_of(address: *const ()) -> Object {
     ) -> c_int {
         // SAFETY: the loader passes a valid description, and `data` is the `Search` below.
         let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
-        // SAFETY: the loader's own program headers of a loaded object.
-        let headers =
-            unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
-        #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
-        let inside = headers.iter().any(|header| {
-            let start = (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
-            header.p_type == libc::PT_LOAD
-                && search.address.wrapping_sub(start) < header.p_memsz as usize
+        // SAFETY: the loader's description, during its call.
+        let inside = unsafe { headers(info) }.iter().any(|header| {
+            let (start, bytes) = segment(info, header);
+            header.p_type == libc::PT_LOAD && search.address.wrapping_sub(start) < bytes
         });
-        if inside && !info.dlpi_name.is_null() {
-            // SAFETY: the loader's name of the object, a C string.
-            search.found = kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes());
+        if inside {
+            // SAFETY: as above.
+            search.found = unsafe { object(info) };
         }
         c_int::from(inside)
     }
@@ -98,24 +140,15 @@ pub fn find_loaded(library: Library) -> *mut c_void {
     ) -> c_int {
         // SAFETY: the loader passes a valid description, and `data` is the `Wanted` below.
         let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Wanted>()) };
-        if info.dlpi_name.is_null() {
+        // SAFETY: the loader's description, during its call.
+        let (object, headers) = unsafe { (object(info), headers(info)) };
+        if object != Object::Driver(wanted.library) {
             return 0;
         }
-        // SAFETY: the loader's name of the object, a C string.
-        if kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes())
-            != Object::Driver(wanted.library)
-        {
-            return 0;
-        }
-        // SAFETY: the loader's own program headers of a loaded object.
-        let headers =
-            unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
         let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else {
             return 0;
         };
-        #[allow(clippy::cast_possible_truncation, reason = "addresses of this process")]
-        let start = (info.dlpi_addr as usize).wrapping_add(load.p_vaddr as usize);
-        wanted.inside = start as *const c_void;
+        wanted.inside = segment(info, load).0 as *const c_void;
         1
     }
     let mut wanted = Wanted {
@@ -127,12 +160,50 @@ pub fn find_loaded(library: Library) -> *mut c_void {
     if wanted.inside.is_null() {
         return null_mut();
     }
+    handle_of(wanted.inside)
+}
+
+/// The handle of the object that `address` lies in, without a reference of its own; null if in none.
+#[must_use]
+pub fn handle_of(address: *const c_void) -> *mut c_void {
     // SAFETY: all-zero is a valid Dl_info (four pointers).
     let mut info: libc::Dl_info = unsafe { core::mem::zeroed() };
     let mut map = null_mut();
     // SAFETY: both results are valid for writing.
-    let found = unsafe { dladdr1(wanted.inside, &raw mut info, &raw mut map, RTLD_DL_LINKMAP) };
+    let found = unsafe { dladdr1(address, &raw mut info, &raw mut map, RTLD_DL_LINKMAP) };
     if found == 0 { null_mut() } else { map }
+}
+
+/// An address in this library.
+fn here() -> *const c_void {
+    (own_role as fn() -> Option<Role>) as *const c_void
+}
+
+/// This library's own handle.
+#[must_use]
+pub fn own_handle() -> *mut c_void {
+    handle_of(here())
+}
+
+/// What this library is; `None` in a program that has the code built in, as tests do.
+#[must_use]
+pub fn own_role() -> Option<Role> {
+    const UNKNOWN: u8 = 0;
+    static ROLE: AtomicU8 = AtomicU8::new(UNKNOWN);
+    match ROLE.load(Ordering::Relaxed) {
+        1 => None,
+        2 => Some(Role::Plain),
+        3 => Some(Role::Strict),
+        _ => {
+            let (role, word) = match object_of(here().cast()) {
+                Object::Spillway(Role::Plain) => (Some(Role::Plain), 2),
+                Object::Spillway(Role::Strict) => (Some(Role::Strict), 3),
+                _ => (None, 1),
+            };
+            ROLE.store(word, Ordering::Relaxed);
+            role
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use crate::table::{self, Row};
 use core::ffi::CStr;
 
-/// The addresses of the exports, by row; null for rows without one.
+/// The addresses of the exports, by row; null for rows without one. The plain library exports what is
+/// hooked, the strict one every name of the driver's.
 pub struct Exports {
     /// One per row of [`table::ROWS`].
     pub driver: &'static [*const ()],
@@ -15,7 +16,7 @@ pub struct Exports {
 unsafe impl Sync for Exports {}
 
 impl Exports {
-    /// The row and the export of this exact name, if it is hooked.
+    /// The row and the export of this exact name, if there is one.
     #[must_use]
     pub fn find(&self, name: &CStr) -> Option<(&'static Row, *const ())> {
         let (index, row) = table::find(name.to_bytes())?;

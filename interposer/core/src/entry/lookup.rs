@@ -1,6 +1,6 @@
 //! What the exported `dlsym` does with names that may be the driver's.
 //!
-//! Neither allocates nor loads anything, reads no environment, and takes no lock but the loader's own,
+//! Neither allocates nor loads anything, calls no `getenv`, and takes no lock but the loader's own,
 //! as `dlsym` itself does.
 //!
 //! # What it answers
@@ -12,16 +12,28 @@
 //! without this library is only a caller outside of whose scope the driver is loaded: it finds our
 //! export where it would have found nothing. Every other case ends in a jump to the real `dlsym` with
 //! the caller's registers and return address.
+//!
+//! # The strict library
+//! It *is* `libcuda.so.1` for the loader, so a search that meets it has found the driver, and is answered
+//! by our export unless the real driver lacks the name. That cannot be known before the real one is loaded,
+//! which happens at the first call: until then every name of the table is found, and one that the driver
+//! turns out to lack answers [`Status::NOT_FOUND`](crate::driver::Status::NOT_FOUND).
+//!
+//! # Names that the table does not have
+//! If the driver has them, they are counted (see [`unknown`]), and found by the real `dlsym`. In strict mode
+//! they are not found.
 
 use super::Exports;
 use crate::driver::library::real_dlsym;
-use crate::driver::{Object, find_loaded, object_of};
-use crate::table::Row;
+use crate::driver::{Object, find_loaded, object_of, own_handle, own_role, strict, unknown};
+use crate::table::{Library, Row};
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
+use spillway_protocol::note::Role;
 
 /// What the exported `dlsym` should do.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// 0: jump to the real `dlsym`. 1: return `address`.
     decided: usize,
@@ -54,23 +66,64 @@ pub unsafe extern "C" fn lookup(
 ) -> Answer {
     // SAFETY: the caller's promise.
     let symbol = unsafe { CStr::from_ptr(name) };
-    let Some((row, export)) = exports.find(symbol) else {
-        return Answer::REAL;
-    };
-    if object_of(caller) != Object::Other {
+    let known = exports.find(symbol);
+    if known.is_none() && !is_unknown(symbol) {
         return Answer::REAL;
     }
     let Some(dlsym) = real_dlsym() else {
         return Answer::REAL;
     };
-    let export = export.cast::<c_void>();
     // SAFETY: the application's own arguments, or constants, and a C string.
     let ask = |handle| unsafe { dlsym(handle, name) }.cast_const();
+    let in_place = own_role() == Some(Role::Strict);
+    if matches!(object_of(caller), Object::Driver(_) | Object::Companion) {
+        return drivers_own(handle, in_place, ask);
+    }
+    match known {
+        None => not_in_the_table(handle, symbol, in_place, ask),
+        Some((row, export)) => {
+            let export = export.cast::<c_void>();
+            in_the_table(handle, row, export, in_place, ask)
+        }
+    }
+}
+
+/// Whether the name may be the driver's and has no row. (Rows that are not hooked have no export.)
+fn is_unknown(symbol: &CStr) -> bool {
+    unknown::is_drivers(symbol.to_bytes()) && crate::table::find(symbol.to_bytes()).is_none()
+}
+
+/// The driver's own libraries find the driver, whatever we export.
+fn drivers_own(
+    handle: *mut c_void,
+    in_place: bool,
+    ask: impl Fn(*mut c_void) -> *const c_void,
+) -> Answer {
+    if in_place
+        && handle != libc::RTLD_NEXT
+        && matches!(object_of(ask(handle).cast()), Object::Spillway(_))
+    {
+        let loaded = find_loaded(Library::CUDA);
+        if !loaded.is_null() {
+            return Answer::address(ask(loaded));
+        }
+    }
+    Answer::REAL
+}
+
+fn in_the_table(
+    handle: *mut c_void,
+    row: &Row,
+    export: *const c_void,
+    in_place: bool,
+    ask: impl Fn(*mut c_void) -> *const c_void,
+) -> Answer {
+    let in_place = in_place && row.library == Library::CUDA;
     if handle == libc::RTLD_NEXT {
         return match of(ask(libc::RTLD_NEXT), row) {
             Found::Driver => Answer::address(export),
             Found::Another(_) => Answer::REAL,
-            Found::Nothing => if_loaded(row, export, ask),
+            Found::Nothing => if_loaded(row, export, in_place, ask),
         };
     }
     let real = ask(handle);
@@ -81,11 +134,15 @@ pub unsafe extern "C" fn lookup(
             Found::Another(_) | Found::Nothing => Answer::REAL,
         };
     }
-    // The search has met this library itself: what would it have met without us?
+    // The search has met this library itself.
+    if in_place && handle != libc::RTLD_DEFAULT {
+        return if_loaded(row, export, in_place, ask);
+    }
+    // What would it have met without us?
     match of(ask(libc::RTLD_NEXT), row) {
         Found::Driver => Answer::address(export),
         Found::Another(address) => Answer::address(address),
-        Found::Nothing if handle == libc::RTLD_DEFAULT => if_loaded(row, export, ask),
+        Found::Nothing if handle == libc::RTLD_DEFAULT => if_loaded(row, export, in_place, ask),
         Found::Nothing => Answer::address(null_mut()),
     }
 }
@@ -106,16 +163,61 @@ fn of(address: *const c_void, row: &Row) -> Found {
     }
 }
 
-/// The export if the driver is loaded anywhere and has the function. Otherwise null, with `dlerror` set
-/// by the question that found nothing.
+/// The export if the driver is loaded anywhere and has the function; where this library is in the driver's
+/// place, also if the driver is not loaded yet. Otherwise null, with `dlerror` set by the question that
+/// found nothing.
 fn if_loaded(
     row: &Row,
     export: *const c_void,
+    in_place: bool,
     ask: impl Fn(*mut c_void) -> *const c_void,
 ) -> Answer {
     let loaded = find_loaded(row.library);
-    if loaded.is_null() || ask(loaded).is_null() {
-        return Answer::address(null_mut());
+    let there = if loaded.is_null() {
+        in_place
+    } else {
+        !ask(loaded).is_null()
+    };
+    Answer::address(if there { export } else { null_mut() })
+}
+
+fn not_in_the_table(
+    handle: *mut c_void,
+    symbol: &CStr,
+    in_place: bool,
+    ask: impl Fn(*mut c_void) -> *const c_void,
+) -> Answer {
+    let is_drivers = |address: *const c_void| {
+        !address.is_null() && object_of(address.cast()) == Object::Driver(Library::CUDA)
+    };
+    let found = ask(handle);
+    let mut drivers = found;
+    if found.is_null() {
+        // The caller's scope may have it, or the driver that this library is in the place of.
+        let elsewhere = in_place || handle == libc::RTLD_NEXT || handle == libc::RTLD_DEFAULT;
+        let loaded = find_loaded(Library::CUDA);
+        if elsewhere && !loaded.is_null() {
+            drivers = ask(loaded);
+        } else if in_place && loaded.is_null() {
+            // Counts when the driver is there and has it.
+            unknown::record(symbol, false);
+            return Answer::REAL;
+        }
     }
-    Answer::address(export)
+    if !is_drivers(drivers) {
+        return Answer::REAL;
+    }
+    let new = unknown::record(symbol, true);
+    if strict::is_strict() {
+        if new {
+            strict::refused(symbol);
+        }
+        // This library does not have it: null, and `dlerror` says so.
+        return Answer::address(ask(own_handle()));
+    }
+    if in_place && found.is_null() {
+        // Strict mode is turned off: the real driver's, as a search of this library should find it.
+        return Answer::address(drivers);
+    }
+    Answer::REAL
 }

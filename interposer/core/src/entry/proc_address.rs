@@ -3,15 +3,16 @@
 //! Choosing by name and version would hand a caller another signature sooner or later; an address is
 //! what it is. The map is built once from all rows of the table, by the real `dlsym` and by the real
 //! `cuGetProcAddress` with each row's exact version. Where several rows share an address (a driver may
-//! fold functions that only refuse), the one whose base name was asked for is taken; if none is, the
-//! answer stays the driver's.
+//! fold functions that only refuse), the one whose base name was asked for is taken. An address that no row
+//! has is counted as an unknown entry point: by name, or by address if the table has the name in other
+//! versions. It stays the driver's answer; in strict mode the answer is that there is no such symbol.
 
 use super::Exports;
-use crate::driver::{Status, call, library};
+use crate::driver::{Status, call, library, strict, unknown};
 use crate::table::{Library, ROWS, Row};
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Where an entry point of the real driver is, and which row that is.
 type Known = (usize, usize);
@@ -23,6 +24,9 @@ static MAP: AtomicPtr<Vec<Known>> = AtomicPtr::new(null_mut());
 const DEFAULT: u64 = 0;
 const LEGACY_STREAM: u64 = 1;
 const PER_THREAD_DEFAULT_STREAM: u64 = 2;
+
+/// `CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND`
+const SYMBOL_NOT_FOUND: u32 = 1;
 
 /// The exported `cuGetProcAddress_v2`.
 ///
@@ -38,8 +42,13 @@ pub unsafe fn get_proc_address_v2(
 ) -> Status {
     // SAFETY: the application's own arguments.
     let status = unsafe { call::cuGetProcAddress_v2(symbol, function, version, flags, found) };
-    // SAFETY: the driver has accepted both pointers if it says success.
-    unsafe { substitute(exports, status, symbol, function) }
+    // SAFETY: the driver has accepted the pointers if it says success.
+    let answer = unsafe { substitute(exports, status, symbol, function) };
+    if answer != status && !found.is_null() {
+        // SAFETY: the driver has written it, too.
+        unsafe { *found = SYMBOL_NOT_FOUND };
+    }
+    answer
 }
 
 /// The exported `cuGetProcAddress`, as CUDA 11.3 to 11.8 called it.
@@ -59,6 +68,9 @@ pub unsafe fn get_proc_address(
     unsafe { substitute(exports, status, symbol, function) }
 }
 
+/// Puts our export in the place of the driver's; in strict mode takes away what is unknown, with
+/// another status.
+///
 /// # Safety
 /// After success `symbol` is a C string and `function` null or valid.
 unsafe fn substitute(
@@ -83,9 +95,31 @@ unsafe fn substitute(
                 unsafe { *function = export.cast_mut().cast() };
             }
         }
-        None => count_unknown(real as usize),
+        None => {
+            let new = count_unknown(asked, real as usize);
+            if strict::is_strict() {
+                if new {
+                    strict::refused(asked);
+                }
+                // SAFETY: as above.
+                unsafe { *function = null_mut() };
+                return Status::NOT_FOUND;
+            }
+        }
     }
     status
+}
+
+/// Notes what the driver has handed out for `asked`; whether it is one more.
+fn count_unknown(asked: &CStr, address: usize) -> bool {
+    let listed = ROWS
+        .iter()
+        .any(|row| row.base == asked || row.symbol == asked);
+    if !listed && unknown::is_drivers(asked.to_bytes()) {
+        unknown::record(asked, true)
+    } else {
+        unknown::record_address(address)
+    }
 }
 
 /// The row behind `address` that goes by the name `asked`.
@@ -156,29 +190,6 @@ fn ask(row: &Row, flags: u64) -> *mut c_void {
     } else {
         null_mut()
     }
-}
-
-/// Addresses that no row has, each once.
-static UNKNOWN: [AtomicUsize; 256] = [const { AtomicUsize::new(0) }; 256];
-
-fn count_unknown(address: usize) {
-    for word in &UNKNOWN {
-        match word.compare_exchange(0, address, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return,
-            Err(known) if known == address => return,
-            Err(_) => {}
-        }
-    }
-}
-
-/// How many entry points the driver has handed out that the table does not know (at most 256 are told
-/// apart): a newer driver's, which pass through unseen.
-#[must_use]
-pub fn unknown_entry_points() -> usize {
-    UNKNOWN
-        .iter()
-        .filter(|word| word.load(Ordering::Relaxed) != 0)
-        .count()
 }
 
 #[cfg(test)]
