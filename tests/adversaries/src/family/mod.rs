@@ -71,6 +71,19 @@ pub const ALL: &[Family] = &[
         "arrays and mipmapped arrays of all shapes and formats",
         arrays::run,
     ),
+    family("managed", "managed memory: touched, prefetched, advised", managed::run),
+    family("graphs", "memory nodes of graphs, added or captured", graphs::run),
+    family("multicast", "memory bound to multicast objects", multicast::run),
+    family("names", "dlsym, cuGetProcAddress, direct linking", names::run),
+    overhead("contexts", "contexts of the program's own", overhead::contexts),
+    overhead("green", "green contexts", overhead::green),
+    overhead("modules", "modules and libraries, eager", overhead::modules),
+    Family {
+        vars: &[("CUDA_MODULE_LOADING", "LAZY")],
+        ..overhead("modules-lazy", "modules and libraries, lazy", overhead::modules)
+    },
+    overhead("limits", "stacks, heaps and buffers by cuCtxSetLimit", overhead::limits),
+    overhead("objects", "streams and events by the thousand", overhead::objects),
 ];
 
 /// The family of a name.
