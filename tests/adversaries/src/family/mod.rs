@@ -4,7 +4,12 @@
 
 mod arrays;
 mod classic;
+mod graphs;
+mod managed;
+mod multicast;
+mod names;
 mod ordered;
+mod overhead;
 mod physical;
 
 use serde_json::json;
@@ -35,6 +40,14 @@ const fn family(name: &'static str, what: &'static str, run: fn(&Stage)) -> Fami
     }
 }
 
+/// What the driver takes for itself: measured by the coordinator, so said only where there is one.
+const fn overhead(name: &'static str, what: &'static str, run: fn(&Stage)) -> Family {
+    Family {
+        coordinator: true,
+        ..family(name, what, run)
+    }
+}
+
 /// All of them.
 pub const ALL: &[Family] = &[
     family(
@@ -58,6 +71,26 @@ pub const ALL: &[Family] = &[
         "arrays and mipmapped arrays of all shapes and formats",
         arrays::run,
     ),
+    family(
+        "managed",
+        "managed memory: touched, prefetched, advised",
+        managed::run,
+    ),
+    family("graphs", "memory nodes of graphs", graphs::run),
+    Family {
+        gpus: 2,
+        ..family("multicast", "bindings to multicast objects", multicast::run)
+    },
+    family(
+        "names",
+        "every way to get at an entry point",
+        names::run,
+    ),
+    overhead("contexts", "contexts of the program's own", overhead::contexts),
+    overhead("green", "green contexts", overhead::green),
+    overhead("modules", "modules and libraries, eager and lazy", overhead::modules),
+    overhead("limits", "sizes that a context sets aside", overhead::limits),
+    overhead("objects", "streams and events", overhead::objects),
 ];
 
 /// The family of a name.
