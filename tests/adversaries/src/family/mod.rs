@@ -81,15 +81,23 @@ pub const ALL: &[Family] = &[
         gpus: 2,
         ..family("multicast", "bindings to multicast objects", multicast::run)
     },
-    family(
-        "names",
-        "every way to get at an entry point",
-        names::run,
+    family("names", "every way to get at an entry point", names::run),
+    overhead(
+        "contexts",
+        "contexts of the program's own",
+        overhead::contexts,
     ),
-    overhead("contexts", "contexts of the program's own", overhead::contexts),
     overhead("green", "green contexts", overhead::green),
-    overhead("modules", "modules and libraries, eager and lazy", overhead::modules),
-    overhead("limits", "sizes that a context sets aside", overhead::limits),
+    overhead(
+        "modules",
+        "modules and libraries, eager and lazy",
+        overhead::modules,
+    ),
+    overhead(
+        "limits",
+        "sizes that a context sets aside",
+        overhead::limits,
+    ),
     overhead("objects", "streams and events", overhead::objects),
 ];
 
