@@ -4,13 +4,16 @@
 
 mod arrays;
 mod classic;
+mod crowd;
+mod devices;
 mod graphs;
 mod managed;
 mod multicast;
 mod names;
 mod ordered;
 mod overhead;
-mod physical;
+pub mod physical;
+mod shared;
 
 use serde_json::json;
 
@@ -45,6 +48,19 @@ const fn overhead(name: &'static str, what: &'static str, run: fn(&Stage)) -> Fa
     Family {
         coordinator: true,
         ..family(name, what, run)
+    }
+}
+
+/// Three devices, in an order of the program's own.
+const fn devices(name: &'static str, vars: &'static [(&'static str, &'static str)]) -> Family {
+    Family {
+        gpus: 3,
+        vars,
+        ..family(
+            name,
+            "several devices, and NVML's word for each",
+            devices::run,
+        )
     }
 }
 
@@ -99,6 +115,17 @@ pub const ALL: &[Family] = &[
         overhead::limits,
     ),
     overhead("objects", "streams and events", overhead::objects),
+    family(
+        "threads",
+        "threads of one process at the limit",
+        crowd::threads,
+    ),
+    overhead("siblings", "processes of one workload", crowd::siblings),
+    overhead("evicted", "memory taken while swapped out", crowd::evicted),
+    overhead("shared", "memory that two processes map", shared::run),
+    devices("devices-120", &[("CUDA_VISIBLE_DEVICES", "1,2,0")]),
+    devices("devices-201", &[("CUDA_VISIBLE_DEVICES", "2,0,1")]),
+    devices("devices-012", &[]),
 ];
 
 /// The family of a name.
@@ -123,10 +150,4 @@ pub fn run(name: &str, alone: bool) -> i32 {
             1
         }
     }
-}
-
-/// Is another process of an adversary.
-pub fn child(arguments: &[String]) -> i32 {
-    eprintln!("adversaries: no such process: {arguments:?}");
-    2
 }
