@@ -8,6 +8,7 @@ use crate::event::Event;
 use crate::fault::Faults;
 use crate::graph::{Exec, Graph};
 use crate::host::HostTable;
+use crate::managed::{self, Managed};
 use crate::module::{Function, Kernel, Library, Module};
 use crate::pool::Pool;
 use crate::shared::Shared;
@@ -67,6 +68,7 @@ pub struct Driver {
     pub shared: &'static Shared,
     pub space: RwLock<Space>,
     pub host: RwLock<HostTable>,
+    pub managed: Mutex<Managed>,
     pub contexts: Registry<Context>,
     pub streams: Registry<Stream>,
     pub events: Registry<Event>,
@@ -117,6 +119,13 @@ extern "C" fn exiting() {
     }
 }
 
+/// Managed memory leaves a GPU that is full.
+fn make_room(gpu: u32, frames: u64) -> bool {
+    DRIVER
+        .get()
+        .is_some_and(|driver| managed::make_room(driver, gpu, frames))
+}
+
 std::thread_local! {
     static IN_CALLBACK: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
@@ -156,6 +165,9 @@ pub fn init() -> R {
         return Err(NO_DEVICE);
     }
     if DRIVER.set(driver).is_ok() {
+        if let Some(driver) = DRIVER.get() {
+            let _ = driver.shared.make_room.set(make_room);
+        }
         // SAFETY: handlers that only store flags; this library is never unloaded.
         unsafe {
             libc::pthread_atfork(None, None, Some(note_fork));
@@ -181,6 +193,7 @@ fn start() -> Result<Driver, String> {
         shared,
         space: RwLock::new(space),
         host: RwLock::default(),
+        managed: Mutex::default(),
         contexts: Registry::default(),
         streams: Registry::default(),
         events: Registry::default(),

@@ -9,7 +9,9 @@ use crate::event::{Event, Marker, State};
 use crate::graph::{self, Graph};
 use crate::graph_memory::{GraphAlloc, Unit};
 use crate::graph_pool;
+use crate::host::Kind;
 use crate::kernels::{self, Launch};
+use crate::managed::{self, Place};
 use crate::pool;
 use crate::sync::{now_ns, read};
 use std::ffi::c_void;
@@ -135,6 +137,12 @@ pub enum Op {
         unit: Arc<Unit>,
         by: u64,
     },
+    /// Moves managed memory.
+    Prefetch {
+        at: u64,
+        length: u64,
+        to: Place,
+    },
 }
 
 /// Where work runs.
@@ -154,16 +162,19 @@ impl Work<'_> {
             || self.context.error.load(Ordering::Acquire) != 0
     }
 
-    fn host(&self, address: u64, length: u64) -> R<(*mut u8, u64)> {
+    fn host(&self, address: u64, length: u64, writes: bool) -> R<(*mut u8, u64)> {
         let table = read(&self.driver.host);
         let region = table
             .find(address)
             .filter(|r| r.pinned_for(self.context.id))
             .ok_or(ILLEGAL_ADDRESS)?;
-        Ok((
-            address as *mut u8,
-            length.min(region.start + region.length - address),
-        ))
+        let length = length.min(region.start + region.length - address);
+        let managed = region.kind == Kind::Managed;
+        drop(table);
+        if managed {
+            managed::touch(self.driver, self.context.gpu, address, length, writes);
+        }
+        Ok((address as *mut u8, length))
     }
 
     /// Calls `f` with each contiguous piece of the range, as a kernel of this device sees it.
@@ -183,7 +194,7 @@ impl Work<'_> {
             let (piece, n) = if space.holds(at) {
                 space.translate(at, want, Some(self.context.gpu), writes)?
             } else {
-                self.host(at, want)?
+                self.host(at, want, writes)?
             };
             f(piece, n);
             drop(space);
@@ -211,7 +222,7 @@ impl Work<'_> {
                 if space.holds(at) {
                     space.translate(at, want, Some(self.context.gpu), writes)
                 } else {
-                    self.host(at, want)
+                    self.host(at, want, writes)
                 }
             };
             let (source, a) = look(from, false)?;
@@ -238,6 +249,9 @@ impl Work<'_> {
             };
             drop(space);
             let want = length.min(PIECE);
+            if !to_device {
+                managed::touch(self.driver, self.context.gpu, target, want, true);
+            }
             let piece = || -> R<u64> {
                 let space = read(&self.driver.space);
                 let look = |at: u64, device: bool, writes: bool| {
@@ -395,6 +409,10 @@ impl Work<'_> {
             }
             Op::Free { start, id } => {
                 pool::finish_free(self.driver, *start, *id);
+                Ok(())
+            }
+            Op::Prefetch { at, length, to } => {
+                managed::prefetch(self.driver, *at, *length, *to);
                 Ok(())
             }
             Op::GraphSettle { unit, by } => {

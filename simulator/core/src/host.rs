@@ -3,6 +3,7 @@
 use crate::code::{
     HOST_MEMORY_ALREADY_REGISTERED, HOST_MEMORY_NOT_REGISTERED, INVALID_VALUE, OUT_OF_MEMORY, R,
 };
+use crate::config::FRAME;
 use std::collections::BTreeMap;
 
 /// `CU_MEMHOSTALLOC_PORTABLE` and `CU_MEMHOSTREGISTER_PORTABLE`.
@@ -31,14 +32,8 @@ pub struct HostRegion {
     pub context: u64,
     pub gpu: u32,
     pub id: u64,
-    /// Physical device memory that managed memory is charged with, held while it lives.
-    pub charge: Option<std::sync::Arc<crate::space::Physical>>,
-}
-
-impl std::fmt::Debug for crate::space::Physical {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Physical({} bytes of GPU {})", self.bytes(), self.gpu)
-    }
+    /// Where the pages of managed memory are.
+    pub managed: Option<std::sync::Arc<crate::managed::Entry>>,
 }
 
 impl HostRegion {
@@ -48,6 +43,40 @@ impl HostRegion {
     pub fn pinned_for(&self, context: u64) -> bool {
         self.kind != Kind::Registered || self.flags & PORTABLE != 0 || self.context == context
     }
+}
+
+/// Fresh pages of this process, at a multiple of 2 MiB.
+///
+/// # Errors
+/// `OUT_OF_MEMORY`.
+pub fn pages(length: u64) -> R<u64> {
+    let length = length.checked_next_multiple_of(4096).ok_or(OUT_OF_MEMORY)?;
+    let with_slack = length.checked_add(FRAME).ok_or(OUT_OF_MEMORY)?;
+    // SAFETY: a fresh private mapping.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            with_slack as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(OUT_OF_MEMORY);
+    }
+    let base = base as u64;
+    let start = base.next_multiple_of(FRAME);
+    let cut = |from: u64, to: u64| {
+        if to > from {
+            // SAFETY: whole pages of the mapping just made, which nobody knows.
+            unsafe { libc::munmap(from as *mut libc::c_void, (to - from) as usize) };
+        }
+    };
+    cut(base, start);
+    cut(start + length, base + with_slack);
+    Ok(start)
 }
 
 /// All known ranges; they never overlap.
@@ -133,31 +162,12 @@ impl HostTable {
         }
     }
 
-    /// Allocates pinned (or managed) memory; `region.start` is filled in.
-    ///
-    /// # Errors
-    /// `OUT_OF_MEMORY`.
-    pub fn allocate(&mut self, mut region: HostRegion) -> R<u64> {
-        // SAFETY: a fresh private mapping.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                (region.length as usize).next_multiple_of(4096),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(OUT_OF_MEMORY);
-        }
-        region.start = base as u64;
+    /// Enters memory of [`pages`].
+    pub fn insert(&mut self, region: HostRegion) {
         self.0.insert(region.start, region);
-        Ok(base as u64)
     }
 
-    /// Frees what [`Self::allocate`] gave.
+    /// Frees memory of [`pages`].
     ///
     /// # Errors
     /// `INVALID_VALUE` if no such allocation starts there.
@@ -171,7 +181,7 @@ impl HostTable {
             return Err(INVALID_VALUE);
         }
         if let Some(region) = self.0.remove(&start) {
-            // SAFETY: exactly the mapping that `allocate` made.
+            // SAFETY: exactly the mapping that `pages` left.
             unsafe {
                 libc::munmap(
                     start as *mut libc::c_void,
@@ -213,7 +223,7 @@ mod tests {
             context: 1,
             gpu: 0,
             id: 0,
-            charge: None,
+            managed: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
 //! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
-//! all processes share); `space`, `host` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
+//! all processes share); `space`, `host`, `managed` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
 //! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
@@ -26,6 +26,7 @@ pub mod graph_pool;
 pub mod host;
 pub mod identity;
 pub mod kernels;
+pub mod managed;
 pub mod module;
 pub mod objects;
 pub mod pool;

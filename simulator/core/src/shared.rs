@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One GPU's memory in this process.
@@ -46,6 +47,8 @@ pub struct Shared {
     visible: Vec<u32>,
     /// The slot of this process, if it takes part (NVML only looks).
     slot: Option<u16>,
+    /// Frees frames of this process on a GPU that has none left; says whether it could.
+    pub make_room: OnceLock<fn(u32, u64) -> bool>,
 }
 
 // SAFETY: the mappings live as long as the process, and everything in them is atomic or guarded by
@@ -117,6 +120,7 @@ impl Shared {
             visible: (0..config.gpus).collect(),
             config,
             slot: None,
+            make_room: OnceLock::new(),
         };
         if takes_part {
             let uuids: Vec<String> = (0..shared.config.gpus)
@@ -364,6 +368,21 @@ impl Shared {
     /// # Errors
     /// `OUT_OF_MEMORY` if the GPU has not that many.
     pub fn charge(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
+        self.charge_spare(gpu, n).or_else(|error| {
+            let made = self.make_room.get().is_some_and(|make| make(gpu, n));
+            if made {
+                self.charge_spare(gpu, n)
+            } else {
+                Err(error)
+            }
+        })
+    }
+
+    /// As [`Self::charge`], from what is free only.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if the GPU has not that many.
+    pub fn charge_spare(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
         let frames = self.frames(gpu);
         if n > frames.0.len() as u64 {
             return Err(OUT_OF_MEMORY);

@@ -92,6 +92,15 @@ impl Physical {
         ))
     }
 
+    /// As [`Self::charge`], without making room by moving managed memory out.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn charge_spare(shared: &'static Shared, gpu: u32, bytes: u64) -> R<Arc<Self>> {
+        let frames = shared.charge_spare(gpu, bytes.div_ceil(FRAME))?;
+        Ok(Self::of(shared, gpu, frames, 0, [0; 8]))
+    }
+
     fn of(
         shared: &'static Shared,
         gpu: u32,

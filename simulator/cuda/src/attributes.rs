@@ -65,8 +65,9 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         85 => gpu as i32,
         86 => 0,
         87 => 2,
-        // Pageable and concurrent managed access: no.
-        88 | 89 | 100 | 101 => 0,
+        // Concurrent access to managed memory; none to pageable memory.
+        89 => 1,
+        88 | 100 | 101 => 0,
         90 => 1,
         91 => 1,
         92..=94 | 122 | 123 => 1,

@@ -5,7 +5,7 @@ use crate::submit::here;
 use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::driver;
-use spillway_simulator_core::host::{HostRegion, Kind};
+use spillway_simulator_core::host::{self, HostRegion, Kind};
 use spillway_simulator_core::space::fresh_id;
 use spillway_simulator_core::sync::{read, write};
 
@@ -19,7 +19,7 @@ fn region(start: u64, length: u64, kind: Kind, flags: u32) -> R<HostRegion> {
         context: context.id,
         gpu: context.gpu,
         id: fresh_id(),
-        charge: None,
+        managed: None,
     })
 }
 
@@ -31,8 +31,14 @@ fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
     if bytes == 0 || flags & !7 != 0 {
         return Err(INVALID_VALUE);
     }
-    let region = region(0, bytes as u64, Kind::Allocated, flags)?;
-    let address = write(&driver.host).allocate(region)?;
+    let region = region(
+        host::pages(bytes as u64)?,
+        bytes as u64,
+        Kind::Allocated,
+        flags,
+    )?;
+    let address = region.start;
+    write(&driver.host).insert(region);
     out.set(address)
 }
 

@@ -5,11 +5,7 @@ use crate::submit::here;
 use spillway_simulator_core::capture;
 use spillway_simulator_core::classic::{self, Request};
 use spillway_simulator_core::code::{INVALID_VALUE, NOT_FOUND, R};
-use spillway_simulator_core::config::FRAME;
-use spillway_simulator_core::driver;
-use spillway_simulator_core::graph;
-use spillway_simulator_core::host::{HostRegion, Kind};
-use spillway_simulator_core::space::{Physical, fresh_id};
+use spillway_simulator_core::host::Kind;
 use spillway_simulator_core::sync::{read, write};
 
 /// Allocates for the current context.
@@ -75,29 +71,6 @@ exports! {
         classic::free_and_wait(driver, address)
     }
 
-    fn cuMemAllocManaged(out: Out<u64>, bytes: usize, flags: u32) {
-        out.needed()?;
-        let (driver, context) = here()?;
-        capture::allow_unsafe(driver)?;
-        if bytes == 0 || !matches!(flags, 1 | 2) {
-            return Err(INVALID_VALUE);
-        }
-        let length = (bytes as u64).next_multiple_of(FRAME);
-        let charge = Physical::charge(driver.shared, context.gpu, length)?;
-        let region = HostRegion {
-            start: 0,
-            length: bytes as u64,
-            kind: Kind::Managed,
-            flags,
-            context: context.id,
-            gpu: context.gpu,
-            id: fresh_id(),
-            charge: Some(charge),
-        };
-        let address = write(&driver.host).allocate(region)?;
-        out.set(address)
-    }
-
     fn cuMemGetAddressRange_v2(base: Out<u64>, size: Out<usize>, address: u64) {
         let (driver, _) = here()?;
         let space = read(&driver.space);
@@ -111,23 +84,5 @@ exports! {
         base.offer(start);
         size.offer(length as usize);
         Ok(())
-    }
-
-    fn cuMemPrefetchAsync / cuMemPrefetchAsync_ptsz [per_thread] (address: u64, bytes: usize, ordinal: i32, on: u64) {
-        let _ = (bytes, ordinal);
-        let driver = driver::get()?;
-        let stream = crate::submit::stream(on, per_thread)?;
-        let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
-        if !managed {
-            return Err(INVALID_VALUE);
-        }
-        crate::submit::submit(&stream, graph::EMPTY, spillway_simulator_core::exec::Op::Empty).map(|_| ())
-    }
-
-    fn cuMemAdvise(address: u64, bytes: usize, advice: i32, ordinal: i32) {
-        let _ = (bytes, ordinal);
-        let driver = driver::get()?;
-        let managed = read(&driver.host).find(address).is_some_and(|r| r.kind == Kind::Managed);
-        if managed && (1..=6).contains(&advice) { Ok(()) } else { Err(INVALID_VALUE) }
     }
 }

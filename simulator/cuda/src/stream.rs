@@ -180,12 +180,6 @@ exports! {
         submit(&stream, graph::HOST, Op::Callback(Callback::Stream(function, data))).map(|_| ())
     }
 
-    fn cuStreamAttachMemAsync / cuStreamAttachMemAsync_ptsz [per_thread] (handle: u64, address: u64, n: usize, flags: u32) {
-        let _ = (address, n, flags);
-        let stream = stream(handle, per_thread)?;
-        submit(&stream, graph::EMPTY, Op::Empty).map(|_| ())
-    }
-
     fn cuStreamCopyAttributes / cuStreamCopyAttributes_ptsz [per_thread] (to: u64, from: u64) {
         stream(to, per_thread)?;
         stream(from, per_thread).map(|_| ())

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use spillway_tests::{Client, Daemon, MIB, Place, artifact};
+use spillway_tests::{Client, Daemon, MIB, Place};
 
 use crate::family::{self, Family};
 use crate::report::{self, Row};
@@ -354,9 +354,4 @@ fn judge(row: &mut Row, said: &Value, seen: &Value, base: &[u64]) {
     row.leak = texts(&said["leak"]);
     row.broken = said["broken"].as_str().map(str::to_owned);
     row.skipped = said["skipped"].as_str().map(str::to_owned);
-}
-
-/// The program itself, for what it starts.
-pub fn own_program() -> std::path::PathBuf {
-    std::env::current_exe().unwrap_or_else(|_| artifact("adversaries"))
 }

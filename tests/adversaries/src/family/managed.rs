@@ -74,6 +74,10 @@ impl Way for Managed {
     fn give(&mut self, held: Address) -> Code {
         cuMemFree_v2(held)
     }
+
+    fn elsewhere(&self) -> bool {
+        true
+    }
 }
 
 /// Much more than the limit in one piece or several, if the driver gives it, and all of it brought: the

@@ -4,13 +4,16 @@
 
 mod arrays;
 mod classic;
+mod crowd;
+mod devices;
 mod graphs;
 mod managed;
 mod multicast;
 mod names;
 mod ordered;
 mod overhead;
-mod physical;
+pub mod physical;
+mod shared;
 
 use serde_json::json;
 
@@ -48,6 +51,19 @@ const fn overhead(name: &'static str, what: &'static str, run: fn(&Stage)) -> Fa
     }
 }
 
+/// Three devices, in an order of the program's own.
+const fn devices(name: &'static str, vars: &'static [(&'static str, &'static str)]) -> Family {
+    Family {
+        gpus: 3,
+        vars,
+        ..family(
+            name,
+            "several devices, and NVML's word for each",
+            devices::run,
+        )
+    }
+}
+
 /// All of them.
 pub const ALL: &[Family] = &[
     family(
@@ -71,19 +87,45 @@ pub const ALL: &[Family] = &[
         "arrays and mipmapped arrays of all shapes and formats",
         arrays::run,
     ),
-    family("managed", "managed memory: touched, prefetched, advised", managed::run),
-    family("graphs", "memory nodes of graphs, added or captured", graphs::run),
-    family("multicast", "memory bound to multicast objects", multicast::run),
-    family("names", "dlsym, cuGetProcAddress, direct linking", names::run),
-    overhead("contexts", "contexts of the program's own", overhead::contexts),
-    overhead("green", "green contexts", overhead::green),
-    overhead("modules", "modules and libraries, eager", overhead::modules),
+    family(
+        "managed",
+        "managed memory: touched, prefetched, advised",
+        managed::run,
+    ),
+    family("graphs", "memory nodes of graphs", graphs::run),
     Family {
-        vars: &[("CUDA_MODULE_LOADING", "LAZY")],
-        ..overhead("modules-lazy", "modules and libraries, lazy", overhead::modules)
+        gpus: 2,
+        ..family("multicast", "bindings to multicast objects", multicast::run)
     },
-    overhead("limits", "stacks, heaps and buffers by cuCtxSetLimit", overhead::limits),
-    overhead("objects", "streams and events by the thousand", overhead::objects),
+    family("names", "every way to get at an entry point", names::run),
+    overhead(
+        "contexts",
+        "contexts of the program's own",
+        overhead::contexts,
+    ),
+    overhead("green", "green contexts", overhead::green),
+    overhead(
+        "modules",
+        "modules and libraries, eager and lazy",
+        overhead::modules,
+    ),
+    overhead(
+        "limits",
+        "sizes that a context sets aside",
+        overhead::limits,
+    ),
+    overhead("objects", "streams and events", overhead::objects),
+    family(
+        "threads",
+        "threads of one process at the limit",
+        crowd::threads,
+    ),
+    overhead("siblings", "processes of one workload", crowd::siblings),
+    overhead("evicted", "memory taken while swapped out", crowd::evicted),
+    overhead("shared", "memory that two processes map", shared::run),
+    devices("devices-120", &[("CUDA_VISIBLE_DEVICES", "1,2,0")]),
+    devices("devices-201", &[("CUDA_VISIBLE_DEVICES", "2,0,1")]),
+    devices("devices-012", &[]),
 ];
 
 /// The family of a name.
@@ -108,10 +150,4 @@ pub fn run(name: &str, alone: bool) -> i32 {
             1
         }
     }
-}
-
-/// Is another process of an adversary.
-pub fn child(arguments: &[String]) -> i32 {
-    eprintln!("adversaries: no such process: {arguments:?}");
-    2
 }

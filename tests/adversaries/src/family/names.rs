@@ -54,6 +54,10 @@ struct Pointer {
 impl Way for Pointer {
     type Held = u64;
 
+    fn elsewhere(&self) -> bool {
+        matches!(self.kind, Kind::Managed)
+    }
+
     fn take(&mut self, bytes: u64) -> Result<u64, Code> {
         const ROW: usize = 512 << 10;
         let at = self.at as *mut c_void;

@@ -273,7 +273,7 @@ pub fn modules(stage: &Stage) {
                 "cuModuleLoadData and a launch",
                 full,
                 make,
-                |module| cuModuleUnload(module),
+                cuModuleUnload,
             )
         });
         stage.case(&format!("libraries{when}"), |case| {
@@ -282,7 +282,7 @@ pub fn modules(stage: &Stage) {
                 "cuLibraryLoadData and a launch",
                 full,
                 library,
-                |library| cuLibraryUnload(library),
+                cuLibraryUnload,
             )
         });
     }
@@ -368,7 +368,7 @@ pub fn objects(stage: &Stage) {
             many(case, "cuEventCreate", full, make, |events| {
                 events
                     .into_iter()
-                    .map(|event| cuEventDestroy_v2(event))
+                    .map(cuEventDestroy_v2)
                     .max_by_key(|code| code.0)
                     .unwrap_or(Code::SUCCESS)
             })
