@@ -118,8 +118,9 @@ fn habits(backend: &str) {
     assert!(evicted >= 3, "evicted {evicted} times");
     let last = ask(&mut client, "verify");
     assert!(number(&last, "checked") > 300, "{last}");
+    // A pool of the driver's gives what is free in it to any size; segments have to go first.
     assert!(
-        number(&last, "retries") > 0,
+        backend == "async" || number(&last, "retries") > 0,
         "gave back and asked again: {last}"
     );
     client.send("quit");
