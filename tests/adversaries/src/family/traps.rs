@@ -174,6 +174,10 @@ fn reset(case: &mut Case<'_>) -> Done {
         if cuMemFree_v2(at).is_ok() {
             case.wrong("cuMemFree of what a reset had freed");
         }
+        // A pool is the device's: what came out of it may outlive the context, and is freed as ever.
+        if cuMemFreeAsync(other, 0).is_ok() {
+            cuCtxSynchronize();
+        }
         case.released("after a reset");
     }
     greedily(case, &mut Classic, "cuMemAlloc after resets")
