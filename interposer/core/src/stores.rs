@@ -16,6 +16,8 @@ use crate::runtime::Runtime;
 
 /// `CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT`
 const POOL_RESERVED: u32 = 5;
+/// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`
+const POOL_USED: u32 = 7;
 /// `CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT`
 const GRAPH_USED: u32 = 0;
 /// `CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT`
@@ -42,6 +44,8 @@ pub struct Growth<'a> {
     pub device: usize,
     /// By how much at most, in bytes, whole granules.
     pub most: u64,
+    /// What it takes of the store's unused bytes, by [`Runtime::claim_room`].
+    pub claim: u64,
     /// Asks the driver what the store has, in bytes.
     pub reserved: Box<dyn Fn() -> Option<u64>>,
 }
@@ -54,6 +58,15 @@ pub fn pool_reserved(pool: u64) -> Option<u64> {
         call::cuMemPoolGetAttribute(pool as *mut _, POOL_RESERVED, (&raw mut bytes).cast())
     };
     got.is_success().then_some(bytes)
+}
+
+/// What the driver has reserved for a pool, and how much of it is handed out, in bytes.
+pub fn pool_memory(pool: u64) -> Option<(u64, u64)> {
+    let mut used = 0u64;
+    // SAFETY: the driver fills 64 bits for this attribute, and refuses a pool that is gone.
+    let got =
+        unsafe { call::cuMemPoolGetAttribute(pool as *mut _, POOL_USED, (&raw mut used).cast()) };
+    Some((pool_reserved(pool)?, used)).filter(|_| got.is_success())
 }
 
 fn graph_figure(ordinal: i32, which: u32) -> Option<u64> {
@@ -85,6 +98,9 @@ impl Runtime {
                 for done in growths.iter().take(index).filter(|done| done.most > 0) {
                     self.unreserve(done.device, done.most, Backing::Pinned);
                 }
+                for growth in growths {
+                    lock(growth.meter).unclaim(growth.claim);
+                }
                 return Err(Unmade::Refused);
             }
         }
@@ -104,6 +120,7 @@ impl Runtime {
                     charged.saturating_sub(growth.most)
                 });
                 let settled = meter.end(growth.most, has);
+                meter.unclaim(growth.claim);
                 self.report_held(meter, growth.device, has);
                 settled
             }));
@@ -119,6 +136,28 @@ impl Runtime {
             Ok(()) if over => Err(Unmade::Over),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// How much of `bytes` a call may take out of what a store has unused; see [`Meter::claim`]. `figures`:
+    /// what the driver has reserved there, and what of it is used.
+    pub fn claim_room(
+        &self,
+        meter: &Mutex<Meter>,
+        bytes: u64,
+        partly: bool,
+        figures: impl Fn() -> Option<(u64, u64)>,
+    ) -> u64 {
+        for _ in 0..ASK_AT_MOST {
+            let version = lock(meter).version();
+            let Some((reserved, used)) = figures() else {
+                return 0;
+            };
+            let mut meter = lock(meter);
+            if meter.version() == version {
+                return meter.claim(bytes, partly, reserved, used);
+            }
+        }
+        0
     }
 
     /// Asks the driver what a store has, and enters it into the books if they have not changed meanwhile;

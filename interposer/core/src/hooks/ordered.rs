@@ -7,7 +7,7 @@ use crate::graphs;
 use crate::heap::{Place, SMALL, small_size};
 use crate::lock;
 use crate::runtime::Runtime;
-use crate::stores::{Growth, Unmade, pool_reserved};
+use crate::stores::{Growth, Unmade, pool_memory, pool_reserved};
 use crate::table::sig;
 use crate::vmm;
 use spillway_protocol::granules_up;
@@ -87,12 +87,13 @@ unsafe fn from_drivers(
     let context = context_of(runtime, stream).unwrap_or(0);
     let mut real = real;
     // Often there is room in the pool, and then nothing has to be reserved.
-    let room = runtime.room_in_pool(pool);
-    let most = if room >= bytes { 0 } else { granules_up(bytes) };
+    let claim = runtime.claim_room(&meter, bytes, false, || pool_memory(pool));
+    let most = if claim > 0 { 0 } else { granules_up(bytes) };
     let growth = Growth {
         meter: &meter,
         device,
         most,
+        claim,
         reserved: Box::new(move || pool_reserved(pool)),
     };
     let (status, undo) = match runtime.metered(&[growth], &mut real) {
