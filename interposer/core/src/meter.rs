@@ -49,6 +49,12 @@ impl Meter {
         self.version
     }
 
+    /// Calls are under way that have reserved what they may take.
+    #[must_use]
+    pub fn in_flight(&self) -> bool {
+        self.pending > 0
+    }
+
     /// A call is about to take `bytes` that the driver may have unused in the store: of `reserved` bytes
     /// `used` are handed out. Returns how many of them it may count on: all, none, or if `partly` what there
     /// is. To be ended by [`Meter::unclaim`] after [`Meter::end`].

@@ -16,8 +16,6 @@ use crate::runtime::Runtime;
 
 /// `CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT`
 const POOL_RESERVED: u32 = 5;
-/// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`
-const POOL_USED: u32 = 7;
 /// `CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT`
 const GRAPH_USED: u32 = 0;
 /// `CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT`
@@ -58,15 +56,6 @@ pub fn pool_reserved(pool: u64) -> Option<u64> {
         call::cuMemPoolGetAttribute(pool as *mut _, POOL_RESERVED, (&raw mut bytes).cast())
     };
     got.is_success().then_some(bytes)
-}
-
-/// What the driver has reserved for a pool, and how much of it is handed out, in bytes.
-pub fn pool_memory(pool: u64) -> Option<(u64, u64)> {
-    let mut used = 0u64;
-    // SAFETY: the driver fills 64 bits for this attribute, and refuses a pool that is gone.
-    let got =
-        unsafe { call::cuMemPoolGetAttribute(pool as *mut _, POOL_USED, (&raw mut used).cast()) };
-    Some((pool_reserved(pool)?, used)).filter(|_| got.is_success())
 }
 
 fn graph_figure(ordinal: i32, which: u32) -> Option<u64> {
