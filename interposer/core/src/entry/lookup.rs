@@ -99,14 +99,14 @@ fn drivers_own(
     in_place: bool,
     ask: impl Fn(*mut c_void) -> *const c_void,
 ) -> Answer {
-    if in_place
-        && handle != libc::RTLD_NEXT
-        && matches!(object_of(ask(handle).cast()), Object::Spillway(_))
-    {
-        let loaded = find_loaded(Library::CUDA);
-        if !loaded.is_null() {
-            return Answer::address(ask(loaded));
-        }
+    if !in_place || handle == libc::RTLD_NEXT {
+        return Answer::REAL;
+    }
+    let found = ask(handle);
+    let loaded = find_loaded(Library::CUDA);
+    let ours = found.is_null() || matches!(object_of(found.cast()), Object::Spillway(_));
+    if ours && !loaded.is_null() {
+        return Answer::address(ask(loaded));
     }
     Answer::REAL
 }
