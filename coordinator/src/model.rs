@@ -34,6 +34,30 @@ pub struct Status {
     pub pool: Pool,
     /// The workloads, by name.
     pub workloads: Vec<Workload>,
+    /// Processes that use devices without Spillway, by process id and device.
+    #[serde(default)]
+    pub strangers: Vec<Stranger>,
+}
+
+/// A process that uses a device without Spillway, on one device.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Process id, as the coordinator sees it.
+    pub pid: i32,
+    /// User id; `None`: it cannot be read.
+    pub uid: Option<u32>,
+    /// The program's name (`/proc/PID/comm`).
+    pub command: String,
+    /// The container it runs in.
+    pub container: Option<String>,
+    /// `libspillway.so` is loaded in it, although it has no session; `None`: that cannot be read.
+    pub library: Option<bool>,
+    /// [`Device::index`].
+    pub device: u32,
+    /// [`Device::uuid`].
+    pub uuid: String,
+    /// What it holds there; `None`: NVML did not say.
+    pub bytes: Option<u64>,
 }
 
 /// `GET /v1/workloads`.
@@ -65,6 +89,9 @@ pub struct Device {
     pub free_bytes: u64,
     /// What NVML shows as used; `None`: NVML did not say.
     pub nvml_used_bytes: Option<u64>,
+    /// The part of it that belongs to processes without Spillway.
+    #[serde(default)]
+    pub outside_bytes: u64,
 }
 
 /// Host memory for what is swapped out.
@@ -124,6 +151,9 @@ pub struct Workload {
     pub not_swappable: Option<String>,
     /// Entry points of the driver seen that the hook table does not know.
     pub unknown_entry_points: u64,
+    /// Their names, as far as they are known; at most 64.
+    #[serde(default)]
+    pub unknown_entry_point_names: Vec<String>,
     /// Its processes.
     pub processes: Vec<Process>,
 }
@@ -232,6 +262,8 @@ pub struct Metrics {
     /// Registrations refused since the daemon started, by reason (`version`, `quota`, `identity`,
     /// `device`, `malformed`, `busy`).
     pub refused_registrations: BTreeMap<String, u64>,
+    /// Escapes since the daemon started, by reason (`stranger`, `limit`, `uncharged`).
+    pub escapes: BTreeMap<String, u64>,
     /// Since the daemon started: time that a workload was active on the device, as a share of all,
     /// 0 to 1. By device, in the order of [`Status::devices`].
     pub device_active_ratio: Vec<f64>,

@@ -2,10 +2,14 @@
 
 /// The version of the session protocol and of both pages. The coordinator serves this version and
 /// the one before it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The oldest version that a coordinator of this release still serves.
 pub const PROTOCOL_VERSION_OLDEST: u32 = 1;
+
+/// A library sends `Hold`, `Unhold`, `Claim` and `Unknown` only to a coordinator that welcomed it
+/// with this version or a later one.
+pub const PROTOCOL_VERSION_CLAIMS: u32 = 2;
 
 /// Physical device memory is charged in steps of this many bytes: the granularity of `cuMemCreate`
 /// on every device so far.
@@ -28,6 +32,16 @@ pub const MAX_SEGMENT: u64 = 1 << 30;
 
 /// Segments that one session may hold: bounds what a registration can carry over.
 pub const MAX_SEGMENTS: usize = 4096;
+
+/// What one session may hold for others to import, in calls of `Hold`; beyond that the oldest is
+/// forgotten.
+pub const MAX_HOLDS: usize = 65_536;
+
+/// The longest name of an entry point of the driver, in bytes.
+pub const MAX_ENTRY_POINT: usize = 64;
+
+/// Names of unknown entry points that are kept of one workload.
+pub const MAX_ENTRY_POINTS: usize = 64;
 
 /// Rounds up to whole granules; saturates instead of wrapping.
 #[must_use]

@@ -2,7 +2,7 @@
 //! whole or it is an error). Descriptors travel beside a message as `SCM_RIGHTS`; each message says
 //! how many belong to it.
 
-use crate::limits::{MAX_DEVICES, MAX_NAME, MAX_TEXT};
+use crate::limits::{MAX_DEVICES, MAX_ENTRY_POINT, MAX_NAME, MAX_TEXT};
 use crate::size::Amount;
 use crate::wire::{Reader, WireError, Writer};
 
@@ -97,6 +97,42 @@ pub enum FromProcess {
         /// One line.
         text: String,
     },
+    /// This process is charged for memory that others may import. Since version 2.
+    Hold {
+        /// Index of the device in registration order.
+        device: u32,
+        /// Physical bytes, not 0.
+        bytes: u64,
+        /// Identifies the memory on the node; 0: only device and size are known.
+        key: u64,
+    },
+    /// The process is charged for it no longer; one `Unhold` undoes one `Hold`. Since version 2.
+    Unhold {
+        /// As in `Hold`.
+        device: u32,
+        /// As in `Hold`.
+        bytes: u64,
+        /// As in `Hold`.
+        key: u64,
+    },
+    /// This process imports memory: is somebody on the node charged for it already? Answered by
+    /// [`ToProcess::ClaimReply`]. Since version 2.
+    Claim {
+        /// Chosen by the process, echoed in the reply.
+        ticket: u64,
+        /// As in `Hold`.
+        device: u32,
+        /// As in `Hold`.
+        bytes: u64,
+        /// As in `Hold`.
+        key: u64,
+    },
+    /// The program asked for an entry point of the driver that the hook table does not know. Since
+    /// version 2.
+    Unknown {
+        /// 1 to [`MAX_ENTRY_POINT`] letters, digits and `_`.
+        name: String,
+    },
 }
 
 /// Messages from the coordinator to a process.
@@ -146,6 +182,13 @@ pub enum ToProcess {
         /// The ticket of the request.
         ticket: u64,
     },
+    /// Answers `Claim`.
+    ClaimReply {
+        /// The ticket of the request.
+        ticket: u64,
+        /// Not 0: somebody is charged for it already.
+        covered: u32,
+    },
 }
 
 /// Outcomes of `Grow`.
@@ -171,12 +214,17 @@ mod kind {
     pub const REFRESH: u32 = 6;
     pub const WAKE: u32 = 7;
     pub const NOTE: u32 = 8;
+    pub const HOLD: u32 = 9;
+    pub const UNHOLD: u32 = 10;
+    pub const CLAIM: u32 = 11;
+    pub const UNKNOWN: u32 = 12;
     pub const WELCOME: u32 = 101;
     pub const REFUSED: u32 = 102;
     pub const GROW_REPLY: u32 = 103;
     pub const SEGMENT_REPLY: u32 = 104;
     pub const REFRESH_REPLY: u32 = 105;
     pub const WAKE_PROCESS: u32 = 106;
+    pub const CLAIM_REPLY: u32 = 107;
 }
 
 fn write_amount(w: &mut Writer, amount: Option<Amount>) {
@@ -262,6 +310,13 @@ impl Register {
     }
 }
 
+/// Whether a text can be the name of an entry point of the driver.
+#[must_use]
+pub fn valid_entry_point(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (1..=MAX_ENTRY_POINT).contains(&name.len()) && name.bytes().all(letter)
+}
+
 impl FromProcess {
     /// The packet.
     #[must_use]
@@ -304,6 +359,24 @@ impl FromProcess {
             Self::Note { text } => {
                 w.u32(kind::NOTE).text(text, MAX_TEXT);
             }
+            Self::Hold { device, bytes, key } => {
+                w.u32(kind::HOLD).u32(*device).u64(*bytes).u64(*key);
+            }
+            Self::Unhold { device, bytes, key } => {
+                w.u32(kind::UNHOLD).u32(*device).u64(*bytes).u64(*key);
+            }
+            Self::Claim {
+                ticket,
+                device,
+                bytes,
+                key,
+            } => {
+                w.u32(kind::CLAIM).u64(*ticket);
+                w.u32(*device).u64(*bytes).u64(*key);
+            }
+            Self::Unknown { name } => {
+                w.u32(kind::UNKNOWN).text(name, MAX_ENTRY_POINT);
+            }
         }
         w.0
     }
@@ -340,6 +413,29 @@ impl FromProcess {
             kind::NOTE => Self::Note {
                 text: r.text(MAX_TEXT, "text")?,
             },
+            kind::HOLD => Self::Hold {
+                device: r.u32("device")?,
+                bytes: r.u64("bytes")?,
+                key: r.u64("key")?,
+            },
+            kind::UNHOLD => Self::Unhold {
+                device: r.u32("device")?,
+                bytes: r.u64("bytes")?,
+                key: r.u64("key")?,
+            },
+            kind::CLAIM => Self::Claim {
+                ticket: r.u64("ticket")?,
+                device: r.u32("device")?,
+                bytes: r.u64("bytes")?,
+                key: r.u64("key")?,
+            },
+            kind::UNKNOWN => {
+                let name = r.text(MAX_ENTRY_POINT, "name")?;
+                if !valid_entry_point(&name) {
+                    return Err(WireError::Invalid("name"));
+                }
+                Self::Unknown { name }
+            }
             other => return Err(WireError::UnknownKind(other)),
         };
         r.end()?;
@@ -396,6 +492,9 @@ impl ToProcess {
             Self::RefreshReply { ticket } => {
                 w.u32(kind::REFRESH_REPLY).u64(*ticket);
             }
+            Self::ClaimReply { ticket, covered } => {
+                w.u32(kind::CLAIM_REPLY).u64(*ticket).u32(*covered);
+            }
         }
         w.0
     }
@@ -431,6 +530,10 @@ impl ToProcess {
             kind::REFRESH_REPLY => Self::RefreshReply {
                 ticket: r.u64("ticket")?,
             },
+            kind::CLAIM_REPLY => Self::ClaimReply {
+                ticket: r.u64("ticket")?,
+                covered: r.u32("covered")?,
+            },
             other => return Err(WireError::UnknownKind(other)),
         };
         r.end()?;
@@ -439,135 +542,4 @@ impl ToProcess {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn register() -> Register {
-        Register {
-            version: 1,
-            workload: "mistral".into(),
-            request: Some(Amount::Bytes(1 << 30)),
-            limit: Some(Amount::Fraction(0.5)),
-            priority: -3,
-            swap: true,
-            resumes: 9,
-            segments: 2,
-            grants: vec![5, 6],
-            host_grant: 11,
-            epoch: 4,
-            devices: vec![
-                DeviceInfo {
-                    uuid: [1; 16],
-                    total_bytes: 7,
-                },
-                DeviceInfo {
-                    uuid: [2; 16],
-                    total_bytes: 8,
-                },
-            ],
-        }
-    }
-
-    fn from_process() -> Vec<FromProcess> {
-        vec![
-            FromProcess::Register(register()),
-            FromProcess::Adopt { id: 1, bytes: 2 },
-            FromProcess::Grow {
-                ticket: 1,
-                device: 2,
-                bytes: 3,
-                pageable: 4,
-                no_wait: 1,
-            },
-            FromProcess::Segment {
-                ticket: 1,
-                bytes: 2,
-            },
-            FromProcess::SegmentRelease { id: 3 },
-            FromProcess::Refresh {
-                ticket: 4,
-                measure: 1,
-            },
-            FromProcess::Wake,
-            FromProcess::Note {
-                text: "äöü".into()
-            },
-        ]
-    }
-
-    fn to_process() -> Vec<ToProcess> {
-        vec![
-            ToProcess::Welcome {
-                version: 1,
-                instance: 2,
-                workload: "w".into(),
-            },
-            ToProcess::Refused { text: "no".into() },
-            ToProcess::Wake,
-            ToProcess::GrowReply {
-                ticket: 1,
-                outcome: 2,
-                backed: 1,
-                text: "t".into(),
-            },
-            ToProcess::SegmentReply {
-                ticket: 1,
-                id: 2,
-                bytes: 3,
-                text: String::new(),
-            },
-            ToProcess::RefreshReply { ticket: 7 },
-        ]
-    }
-
-    #[test]
-    fn every_message_survives_the_wire() {
-        for message in from_process() {
-            assert_eq!(FromProcess::decode(&message.encode()), Ok(message));
-        }
-        for message in to_process() {
-            assert_eq!(ToProcess::decode(&message.encode()), Ok(message));
-        }
-    }
-
-    #[test]
-    fn every_truncation_and_every_extra_byte_is_an_error() {
-        for message in from_process() {
-            let packet = message.encode();
-            for cut in 0..packet.len() {
-                assert!(
-                    FromProcess::decode(&packet[..cut]).is_err(),
-                    "{message:?} cut at {cut}"
-                );
-            }
-            let mut longer = packet.clone();
-            longer.push(0);
-            assert_eq!(FromProcess::decode(&longer), Err(WireError::Trailing(1)));
-        }
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        let mut bad = register();
-        bad.devices.clear();
-        assert!(FromProcess::decode(&FromProcess::Register(bad).encode()).is_err());
-        let mut bad = register();
-        bad.request = Some(Amount::Fraction(f64::NAN));
-        assert!(FromProcess::decode(&FromProcess::Register(bad).encode()).is_err());
-        assert_eq!(
-            FromProcess::decode(&77u32.to_le_bytes()),
-            Err(WireError::UnknownKind(77))
-        );
-    }
-
-    #[test]
-    fn long_texts_are_cut_at_a_border() {
-        let text = "ä".repeat(MAX_TEXT);
-        match ToProcess::decode(&ToProcess::Refused { text }.encode()) {
-            Ok(ToProcess::Refused { text }) => {
-                assert!(text.len() <= MAX_TEXT && text.ends_with('ä'))
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-}
+mod tests;

@@ -84,8 +84,11 @@ pub struct ObservedDevice {
     pub pinned: AtomicU64,
     /// Bytes that blocked allocating calls are waiting for.
     pub demand: AtomicU64,
+    /// Bytes in `used` or elsewhere charged that the driver may or may not show as held by this process
+    /// (managed memory, imports): beyond `resident`, its figure may be higher by as much.
+    pub maybe: AtomicU64,
     /// Reserved for later versions; zero.
-    pub reserved: [AtomicU64; 4],
+    pub reserved: [AtomicU64; 3],
 }
 
 /// The process's page. Hostile to the coordinator: each word is read once, checked and clamped.

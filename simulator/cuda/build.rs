@@ -40,6 +40,7 @@ fn main() {
     let table = std::fs::read_to_string("driver_api.csv").expect("driver_api.csv");
     let mut stubs = String::new();
     let mut declared = String::new();
+    let mut since = String::new();
     let mut rows = String::new();
     for line in table.lines().skip(1) {
         let columns: Vec<&str> = line.split(',').collect();
@@ -47,15 +48,15 @@ fn main() {
             panic!("driver_api.csv: {line}")
         };
         if names.remove(symbol) {
-            writeln!(declared, "    pub fn {symbol}();").expect("write");
+            writeln!(since, "    pub const {symbol}: u32 = {version};").expect("write");
         } else {
             writeln!(
                 stubs,
-                "#[unsafe(no_mangle)]\nextern \"C\" fn {symbol}() -> u32 {{\n    crate::abi::unsupported(\"{symbol}\")\n}}"
+                "#[unsafe(no_mangle)]\nextern \"C\" fn {symbol}() -> u32 {{\n    crate::abi::unsupported(\"{symbol}\", {version})\n}}"
             )
             .expect("write");
-            writeln!(declared, "    pub fn {symbol}();").expect("write");
         }
+        writeln!(declared, "    pub fn {symbol}();").expect("write");
         writeln!(
             rows,
             "    Row {{ base: \"{base}\", symbol: \"{symbol}\", version: {version}, per_thread: {}, address: declared::{symbol} }},",
@@ -67,7 +68,7 @@ fn main() {
     let out = std::env::var("OUT_DIR").expect("OUT_DIR");
     std::fs::write(Path::new(&out).join("stubs.rs"), stubs).expect("stubs.rs");
     let table = format!(
-        "mod declared {{\n    unsafe extern \"C\" {{\n{declared}    }}\n}}\n\npub static ROWS: &[Row] = &[\n{rows}];\n"
+        "mod declared {{\n    unsafe extern \"C\" {{\n{declared}    }}\n}}\n\n/// The version that introduced each export that the sources define.\n#[allow(non_upper_case_globals)]\npub mod since {{\n{since}}}\n\npub static ROWS: &[Row] = &[\n{rows}];\n"
     );
     std::fs::write(Path::new(&out).join("table.rs"), table).expect("table.rs");
 }

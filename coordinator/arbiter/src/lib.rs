@@ -42,6 +42,7 @@
 //! Growth above the request ends after the growth wait; everything else waits until it is served.
 
 mod admission;
+pub mod audit;
 mod growth;
 mod ledger;
 mod order;

@@ -80,6 +80,10 @@ families! {
         "Device memory that can be granted.";
     GRANTED = "spillway_device_granted_bytes" Gauge ["device", "uuid"]
         "Device memory that is granted.";
+    OUTSIDE = "spillway_outside_bytes" Gauge ["device", "uuid"]
+        "Device memory of processes that use the device without Spillway.";
+    ESCAPES = "spillway_escapes_total" Counter ["reason"]
+        "Processes without Spillway, and workloads beyond their limit or account, by reason.";
     POOL_CAPACITY = "spillway_pool_capacity_bytes" Gauge []
         "Host memory that may be reserved for what is swapped out.";
     POOL_RESERVED = "spillway_pool_reserved_bytes" Gauge []
@@ -161,6 +165,12 @@ fn node(page: &mut Page, metrics: &Metrics) {
         page.bytes(&CAPACITY, &labels, device.capacity_bytes);
         page.bytes(&ROOM, &labels, device.room_bytes);
         page.bytes(&GRANTED, &labels, device.granted_bytes);
+        page.bytes(&OUTSIDE, &labels, device.outside_bytes);
+    }
+    // All reasons, also those that did not occur: who watches a rate needs the zero before the one.
+    for reason in ["stranger", "limit", "uncharged"] {
+        let count = metrics.escapes.get(reason).copied().unwrap_or(0);
+        page.bytes(&ESCAPES, &[reason], count);
     }
     page.bytes(&POOL_CAPACITY, &[], status.pool.capacity_bytes);
     page.bytes(&POOL_RESERVED, &[], status.pool.reserved_bytes);
@@ -293,6 +303,7 @@ mod tests {
             },
             workloads: BTreeMap::from([("a\"b\\c\nd".to_owned(), counters)]),
             refused_registrations: BTreeMap::from([("quota".to_owned(), 2)]),
+            escapes: BTreeMap::from([("stranger".to_owned(), 1)]),
             device_active_ratio: vec![0.25],
         }
     }

@@ -10,7 +10,7 @@ use super::out::{Failure, clean, print};
 use super::table::Table;
 use crate::api::http::percent_encode;
 use crate::api::{Client, ClientError};
-use crate::model::{Status, Workload};
+use crate::model::{Status, Stranger, Workload};
 
 /// Status is answered from a copy: a daemon that takes this long is stopped.
 const TIME: Duration = Duration::from_secs(5);
@@ -78,7 +78,47 @@ fn node(status: &Status) -> String {
     } else {
         text.push_str(&workloads(&status.workloads));
     }
+    if !status.strangers.is_empty() {
+        text.push('\n');
+        text.push_str(&strangers(&status.strangers));
+    }
     text
+}
+
+/// Who uses a device without Spillway.
+fn strangers(strangers: &[Stranger]) -> String {
+    let headings = [
+        "WITHOUT SPILLWAY",
+        "PID",
+        "USER",
+        "DEVICE",
+        "HOLDS",
+        "CONTAINER",
+        "NOTE",
+    ];
+    let mut table = Table::new(&headings, &[1, 2, 3, 4]);
+    let unknown = || "?".to_owned();
+    for stranger in strangers {
+        let note = match stranger.library {
+            Some(true) => "libspillway.so is loaded, but it has no session with this device",
+            Some(false) => "libspillway.so is not loaded",
+            None => "what is loaded cannot be read",
+        };
+        table.row([
+            if stranger.command.is_empty() {
+                unknown()
+            } else {
+                stranger.command.clone()
+            },
+            stranger.pid.to_string(),
+            stranger.uid.map_or_else(unknown, |uid| uid.to_string()),
+            stranger.device.to_string(),
+            stranger.bytes.map_or_else(unknown, format_bytes),
+            stranger.container.clone().unwrap_or_default(),
+            note.to_owned(),
+        ]);
+    }
+    table.text()
 }
 
 fn devices(status: &Status) -> String {
@@ -190,6 +230,18 @@ fn notes(workload: &Workload) -> Vec<String> {
     notes
 }
 
+/// How many entry points are unknown, and which.
+pub fn unknown(workload: &Workload) -> String {
+    let count = workload.unknown_entry_points;
+    let names = &workload.unknown_entry_point_names;
+    if names.is_empty() {
+        return count.to_string();
+    }
+    // A name comes a little before the count that includes it.
+    let count = count.max(names.len() as u64);
+    format!("{count}: {}", names.join(", "))
+}
+
 /// One workload in full.
 fn one(workload: &Workload) -> String {
     let rate = |bytes: u64, times: u64, last: f64| match times {
@@ -235,10 +287,7 @@ fn one(workload: &Workload) -> String {
         "not swappable",
         or_nothing(&workload.not_swappable, "it is swappable"),
     ));
-    lines.push((
-        "unknown entry points",
-        workload.unknown_entry_points.to_string(),
-    ));
+    lines.push(("unknown entry points", unknown(workload)));
     let mut text = String::new();
     for (key, value) in lines {
         text.push_str(&format!("{key:<22}{}\n", clean(&value)));
@@ -364,6 +413,7 @@ mod tests {
                 granted_bytes: GIB,
                 free_bytes: GIB - (61 << 20),
                 nvml_used_bytes: None,
+                outside_bytes: 0,
             }],
             pool: Pool {
                 capacity_bytes: 6 * GIB,
@@ -396,6 +446,36 @@ c?[31m    resident, idle    512 MiB  1.5 GiB  1.09 GiB  1.09 GiB       0 B    64
             words.collect::<Vec<_>>().join("\n")
         };
         assert_eq!(squeeze(&node(&status())), squeeze(golden));
+    }
+
+    #[test]
+    fn who_uses_a_device_without_spillway_is_shown() {
+        let mut status = status();
+        assert!(!node(&status).contains("WITHOUT"), "nobody does");
+        let known = Stranger {
+            pid: 99,
+            uid: Some(1000),
+            command: "python3\n".into(),
+            container: Some("docker 0123".into()),
+            library: Some(false),
+            device: 1,
+            uuid: "GPU-2".into(),
+            bytes: Some(GIB),
+        };
+        status.strangers = vec![
+            known,
+            Stranger {
+                pid: 98,
+                ..Stranger::default()
+            },
+        ];
+        let golden = "
+WITHOUT SPILLWAY  PID  USER  DEVICE  HOLDS  CONTAINER    NOTE
+python3?           99  1000       1  1 GiB  docker 0123  libspillway.so is not loaded
+?                  98     ?       0      ?               what is loaded cannot be read
+";
+        let text = node(&status);
+        assert!(text.ends_with(golden), "{text}");
     }
 
     #[test]
@@ -435,6 +515,11 @@ DEVICE  REQUEST    LIMIT      USED  RESIDENT  PINNED  OVERHEAD     GRANT  UUID
 4711  1000  resident  server
 ";
         assert_eq!(one(&workload("a-model")), golden);
+        let mut new = workload("new");
+        new.unknown_entry_points = 1;
+        new.unknown_entry_point_names = vec!["cuNew".into(), "cuNew_v2".into()];
+        let line = "unknown entry points  2: cuNew, cuNew_v2\n";
+        assert!(one(&new).contains(line), "{}", one(&new));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the driver knows about devices, behind a trait: NVML, or devices that do not exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A device, as found at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub struct Measured {
     pub used: Option<u64>,
     /// Who holds how much; `None`: the driver does not say.
     pub processes: Option<ProcessMemory>,
+    /// Those of them that compute. Without those in MIG instances, whose memory is not shared out here.
+    pub compute: BTreeSet<i32>,
+    /// Those of them that draw.
+    pub graphics: BTreeSet<i32>,
 }
 
 /// A source of measurements. Queries may take long (hundreds of milliseconds have been seen), so
@@ -57,6 +61,7 @@ impl Gpus for FakeGpus {
         Measured {
             used: None,
             processes: Some(ProcessMemory::new()),
+            ..Measured::default()
         }
     }
 }

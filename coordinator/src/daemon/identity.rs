@@ -73,7 +73,7 @@ impl Identity {
     }
 }
 
-fn read_proc(pid: i32, file: &str) -> String {
+pub(super) fn read_proc(pid: i32, file: &str) -> String {
     std::fs::read(format!("/proc/{pid}/{file}"))
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default()
@@ -96,7 +96,7 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     (result == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn open_pidfd(pid: i32) -> Option<OwnedFd> {
+pub(super) fn open_pidfd(pid: i32) -> Option<OwnedFd> {
     // SAFETY: takes two integers, touches no memory.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
@@ -125,7 +125,7 @@ pub fn kill(pidfd: &OwnedFd) -> bool {
 }
 
 /// A short name for the container that a process is in; `None` outside of containers.
-fn container_of(cgroup: &str, pid: i32) -> Option<String> {
+pub(super) fn container_of(cgroup: &str, pid: i32) -> Option<String> {
     if let Some(name) = container_name(cgroup) {
         return Some(name);
     }

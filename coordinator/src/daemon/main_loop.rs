@@ -16,6 +16,8 @@ use nix::sys::socket::{SockFlag, accept4};
 use nix::time::{ClockId, clock_gettime};
 use spillway_arbiter::{Arbiter, Config, MILLISECOND, Nanos, OperationId, ProcessId, SECOND};
 
+use super::audit::Auditor;
+use super::claims::Claims;
 use super::events::Events;
 use super::gpus::{FakeGpus, Gpus};
 use super::handle::{Handle, Request, Waker};
@@ -160,6 +162,7 @@ impl Daemon {
             pages: PageTable::default(),
             sessions: std::collections::BTreeMap::new(),
             next_session: TOKEN_FIRST_SESSION,
+            claims: Claims::default(),
             workloads: std::collections::BTreeMap::new(),
             pool,
             workshop,
@@ -170,6 +173,7 @@ impl Daemon {
             refreshing: Vec::new(),
             sample_again: Nanos::MAX,
             refused: std::collections::BTreeMap::new(),
+            auditor: Auditor::start(waker.clone())?,
             adopting_until: (in_use && window > 0).then(|| started + window),
             news: std::collections::BTreeSet::new(),
             counted: started,
@@ -229,6 +233,8 @@ impl Daemon {
                 Err(Errno::EINTR) => 0,
                 Err(error) => bail!("epoll: {error}"),
             };
+            self.claims.begin_pass();
+            self.claims.backlog = count == events.len();
             for event in &events[..count] {
                 match event.data() {
                     TOKEN_LISTENER => self.accept(),
@@ -247,9 +253,11 @@ impl Daemon {
             while let Some(made) = self.workshop.made() {
                 self.deliver(made);
             }
+            self.auditor.listen();
             while let Some(sample) = self.sampler.sample() {
                 self.sampled(&sample);
             }
+            self.answer_claims();
             self.round();
             if let Some(publisher) = publisher.as_deref_mut() {
                 self.publish(publisher);
@@ -329,6 +337,9 @@ impl Daemon {
 
     fn timeout(&self) -> EpollTimeout {
         let time = now();
+        if self.claims.in_a_hurry() && self.adopting_until.is_none() {
+            return EpollTimeout::ZERO;
+        }
         let period = if self.arbiter.is_busy() || !self.returning.is_empty() {
             BUSY_PERIOD
         } else {
@@ -441,6 +452,7 @@ impl Daemon {
                 Stage::Live(_) => self.serve_packet(id, packet),
             }
         }
+        self.claims.backlog = true;
     }
 
     fn take_requests(&mut self) {

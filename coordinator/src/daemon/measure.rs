@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use spillway_arbiter::audit::overhead;
 use spillway_arbiter::{DeviceId, MILLISECOND, Nanos, ProcessId, SECOND};
 use spillway_protocol::{format_bytes, granules_up};
 
 use super::main_loop::now;
-use super::sampler::Sample;
+use super::sampler::{Held, Sample};
 use super::state::Daemon;
 
 /// A process that waits for its overhead to be measured is answered after this long at the latest,
@@ -43,13 +44,16 @@ impl Daemon {
             // Somebody may be waiting for what was only late to be shown as free.
             self.sample_again = now() + SAMPLE_AGAIN;
         }
+        // Before the dead are forgotten: their memory is no stranger's.
+        self.audit(sample);
         self.find_returned(sample);
+        // Who asked for the measurement goes on by the grants as they are after it.
+        self.arbiter.tick(now(), &mut self.pages);
         self.answer_refreshes(sample);
         let workloads: Vec<_> = self.workloads.keys().copied().collect();
         for workload in workloads {
             self.publish_shares(workload);
         }
-        self.arbiter.tick(now(), &mut self.pages);
     }
 
     fn measure_overhead(&mut self, id: ProcessId, sample: &Sample) {
@@ -63,7 +67,7 @@ impl Daemon {
             return;
         };
         let pid = session.identity.pid;
-        let devices: Vec<(DeviceId, u64)> = pair
+        let devices: Vec<(DeviceId, Held)> = pair
             .devices
             .iter()
             .copied()
@@ -78,19 +82,35 @@ impl Daemon {
             match shown {
                 // It shows at least what the process holds itself; the rest is overhead.
                 Some(Some(used)) => {
-                    let most = self.devices[device].gpu.total;
-                    let overhead = granules_up(used.saturating_sub(held)).min(most);
-                    self.arbiter.set_overhead(id, device, overhead);
+                    let total = self.devices[device].gpu.total;
+                    let most = granules_up(used.saturating_sub(held.resident)).min(total);
+                    let maybe = self.maybe(id, device, held);
+                    let (_, before) = self.arbiter.account(id, device);
+                    self.arbiter
+                        .set_overhead(id, device, overhead(before, most, maybe));
                 }
                 Some(None) => unknown = true,
                 // Not in the list: fine as long as it holds nothing there.
-                None if held > 0 => unknown = true,
+                None if held.resident > 0 => unknown = true,
                 None => self.arbiter.set_overhead(id, device, 0),
             }
         }
         if unknown {
             self.tell_unknown(id, pid);
         }
+    }
+
+    /// Bytes beyond what a process says that it holds which the driver may show for it, although they
+    /// are not its overhead. It can be what it is charged for as pinned, as managed memory is, or what
+    /// somebody else is charged for; it is not more because a process says so.
+    pub(super) fn maybe(&self, id: ProcessId, device: DeviceId, held: Held) -> u64 {
+        let (grant, _) = self.arbiter.account(id, device);
+        let pair = self.pages.0.get(&id);
+        let pinned = pair
+            .and_then(|pair| pair.observed(device))
+            .map_or(0, |at| at.pinned.load(SeqCst).min(grant));
+        let most = pinned.saturating_add(self.claims.covered(id, device));
+        held.maybe.min(most).min(self.devices[device].gpu.total)
     }
 
     fn tell_unknown(&mut self, id: ProcessId, pid: i32) {

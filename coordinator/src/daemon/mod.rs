@@ -12,6 +12,7 @@
 //! | `session` | one connection: its queue, its bounds |
 //! | `register` | from the first packet to Welcome, also after a restart |
 //! | `serve` | a registered process's messages |
+//! | `claims` | memory that several processes map, charged once |
 //! | `apply` | carrying out the arbiter's actions |
 //! | `shared` | the shared pages: memfds, seals, mappings |
 //! | `pages` | the arbiter's view of them |
@@ -20,6 +21,8 @@
 //! | `gpus`, `nvml` | what the driver knows about devices |
 //! | `sampler` | the thread that asks it |
 //! | `measure` | overhead, foreign memory, what the dead gave back |
+//! | `audit` | who uses a device without an account, or beyond it |
+//! | `people` | who strangers are, as far as `/proc` tells |
 //! | `events` | the event log |
 //! | `handle` | [`crate::model::Control`] for other threads |
 //! | `view` | status and metrics |
@@ -27,6 +30,8 @@
 
 mod adopt;
 mod apply;
+mod audit;
+mod claims;
 mod events;
 mod gpus;
 mod handle;
@@ -36,6 +41,7 @@ mod measure;
 mod nvml;
 mod options;
 mod pages;
+mod people;
 mod pool;
 mod publish;
 mod register;
@@ -49,7 +55,7 @@ mod state;
 mod view;
 
 pub use main_loop::run;
-pub use options::{OnStuck, Options};
+pub use options::{OnEscape, OnStuck, Options};
 
 /// What tests of the daemon from outside need of it.
 #[doc(hidden)]

@@ -10,6 +10,8 @@ const SUCCESS: c_int = 0;
 const INSUFFICIENT_SIZE: c_int = 7;
 /// What NVML writes for "cannot tell" where a size is expected.
 const NOT_AVAILABLE: u64 = u64::MAX;
+/// What NVML writes as the instance of a process that is in none (MIG is off).
+const NO_INSTANCE: c_uint = c_uint::MAX;
 /// The longest UUID and name that NVML documents.
 const TEXT_BYTES: c_uint = 96;
 /// Processes on one device that are listed at most.
@@ -48,7 +50,8 @@ pub struct Nvml {
     handles: Vec<Device>,
     devices: Vec<Gpu>,
     memory: MemoryFn,
-    processes: Vec<ProcessesFn>,
+    compute: Option<ProcessesFn>,
+    graphics: Option<ProcessesFn>,
 }
 
 // SAFETY: NVML is documented to be thread safe; the handles are valid in the whole process.
@@ -140,20 +143,18 @@ impl Nvml {
         };
         // Version 2 and 3 have the same structure; the older call without a version has another one,
         // and is not used: where it is all there is, nothing is known of processes.
-        let processes = [
-            function!(
-                library,
-                ProcessesFn,
-                "nvmlDeviceGetComputeRunningProcesses_v3",
-                "nvmlDeviceGetComputeRunningProcesses_v2"
-            ),
-            function!(
-                library,
-                ProcessesFn,
-                "nvmlDeviceGetGraphicsRunningProcesses_v3",
-                "nvmlDeviceGetGraphicsRunningProcesses_v2"
-            ),
-        ];
+        let compute = function!(
+            library,
+            ProcessesFn,
+            "nvmlDeviceGetComputeRunningProcesses_v3",
+            "nvmlDeviceGetComputeRunningProcesses_v2"
+        );
+        let graphics = function!(
+            library,
+            ProcessesFn,
+            "nvmlDeviceGetGraphicsRunningProcesses_v3",
+            "nvmlDeviceGetGraphicsRunningProcesses_v2"
+        );
         // SAFETY: NVML's own initialisation; no arguments.
         check(unsafe { init() }, "nvmlInit")?;
         let mut devices: c_uint = 0;
@@ -163,7 +164,8 @@ impl Nvml {
             handles: Vec::new(),
             devices: Vec::new(),
             memory,
-            processes: processes.into_iter().flatten().collect(),
+            compute,
+            graphics,
         };
         for index in 0..devices {
             let mut handle: Device = std::ptr::null_mut();
@@ -223,9 +225,17 @@ impl Gpus for Nvml {
         // SAFETY: a valid handle; writes three integers.
         let code = unsafe { (self.memory)(handle, &raw mut sizes) };
         let used = (code == SUCCESS).then_some(sizes.used);
+        let mut measured = Measured {
+            used,
+            ..Measured::default()
+        };
         let mut processes: Option<ProcessMemory> = None;
-        for query in &self.processes {
-            let Some(list) = self.list(*query, handle) else {
+        let lists = [
+            (self.compute, &mut measured.compute),
+            (self.graphics, &mut measured.graphics),
+        ];
+        for (query, kind) in lists {
+            let Some(list) = query.and_then(|query| self.list(query, handle)) else {
                 continue;
             };
             let all = processes.get_or_insert_default();
@@ -238,9 +248,13 @@ impl Gpus for Nvml {
                 // several MIG instances is there several times and is not told apart here.
                 let known = all.entry(pid).or_insert(bytes);
                 *known = (*known).max(bytes);
+                if entry.gpu_instance == NO_INSTANCE {
+                    kind.insert(pid);
+                }
             }
         }
-        Measured { used, processes }
+        measured.processes = processes;
+        measured
     }
 }
 

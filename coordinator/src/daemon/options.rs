@@ -15,6 +15,16 @@ pub enum OnStuck {
     Kill,
 }
 
+/// What to do about an escape: a process that uses a GPU without Spillway, or a workload that passes
+/// its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnEscape {
+    /// Say so in the events, in `status` and in the metrics.
+    Report,
+    /// End the process, too.
+    Kill,
+}
+
 /// The coordinator of one node: shares its GPUs' memory out among the processes that
 /// `libspillway.so` connects to it.
 #[derive(Clone, Debug, Parser)]
@@ -50,6 +60,9 @@ pub struct Options {
     /// What to do with a process that does not become idle while others wait for its space
     #[arg(long, value_enum, default_value = "report")]
     pub on_stuck: OnStuck,
+    /// What to do about a process that uses a GPU without Spillway, or passes its limit all the same
+    #[arg(long, value_enum, default_value = "report")]
+    pub on_escape: OnEscape,
     /// After a restart, wait this long for the processes that the last run knew
     #[arg(long, default_value = "2s", value_parser = duration)]
     pub adoption_window: Duration,
@@ -153,6 +166,7 @@ mod tests {
             "--oversubscription=2",
             "--pool=8GiB",
             "--on-stuck=kill",
+            "--on-escape=kill",
         ])
         .expect("reads");
         assert_eq!(options.capacity, Some(Amount::Bytes(2 << 30)));
@@ -160,6 +174,7 @@ mod tests {
         assert_eq!(options.idle_after, Duration::from_millis(150));
         assert_eq!(options.turn, Duration::from_millis(1500));
         assert_eq!(options.on_stuck, OnStuck::Kill);
+        assert_eq!(options.on_escape, OnEscape::Kill);
     }
 
     #[test]

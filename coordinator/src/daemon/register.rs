@@ -223,6 +223,7 @@ impl Daemon {
             since: now(),
             active: 0,
             metrics: crate::model::WorkloadMetrics::default(),
+            unknown_names: std::collections::BTreeSet::new(),
             gone: Counters::default(),
             moved_before: (0, 0),
         };
@@ -353,6 +354,7 @@ impl Daemon {
             seen_state: 0,
             seen_unswappable: 0,
             awake: !resumed,
+            measure_asked: None,
             overhead_unknown_said: false,
             notes: (0, 0),
         };
@@ -363,6 +365,9 @@ impl Daemon {
             self.arbiter
                 .add_process(now(), &mut self.pages, id, workload, &devices, resume);
         self.store_command(id, order, epoch);
+        if resumed {
+            self.claims.back(id);
+        }
         self.publish_shares(workload);
         let name = self.name(workload);
         if let Some(session) = self.sessions.get_mut(&id) {

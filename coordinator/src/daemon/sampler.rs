@@ -3,6 +3,8 @@
 //! A process's overhead is what the driver shows for it minus what it says that it holds itself. The
 //! two are read at different moments, so a sample counts only if the process did not change its
 //! physical memory in between: its two counters of begun and ended changes are equal and unchanged.
+//! Some memory the driver may or may not show as the process's (managed memory, imports): how much that
+//! can be is read at the same moments.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,11 +16,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use spillway_arbiter::{DeviceId, Nanos, ProcessId};
-use spillway_protocol::page::Observed;
+use spillway_protocol::page::{Observed, ObservedDevice};
 
 use super::gpus::{Gpus, Measured};
 use super::handle::Waker;
 use super::main_loop::now;
+use super::people::born;
 use super::shared::Shared;
 
 /// Without anybody asking, a sample is taken this often.
@@ -43,9 +46,20 @@ pub struct Sample {
     pub began: Nanos,
     /// By device.
     pub devices: Vec<Measured>,
-    /// Bytes that a process held by itself on each of its devices, where it held still during the
-    /// sample; `None`: it did not.
-    pub held: BTreeMap<ProcessId, Option<Vec<u64>>>,
+    /// When those that compute were started; those that are not to be seen are left out.
+    pub born: BTreeMap<i32, u64>,
+    /// What a process held by itself on each of its devices, where it held still during the sample;
+    /// `None`: it did not.
+    pub held: BTreeMap<ProcessId, Option<Vec<Held>>>,
+}
+
+/// What a process says that it holds on a device, overhead not included. Untrusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes that are there.
+    pub resident: u64,
+    /// Bytes beyond them that the driver may or may not show as its own.
+    pub maybe: u64,
 }
 
 /// The thread.
@@ -113,11 +127,11 @@ fn still(page: &Observed) -> Option<u64> {
 fn take(gpus: &dyn Gpus, devices: usize, targets: &Targets) -> Sample {
     let targets = targets.lock().clone();
     let began = now();
-    let before: Vec<(Option<u64>, Vec<u64>)> = targets
+    let before: Vec<(Option<u64>, Vec<Held>)> = targets
         .values()
         .map(|target| (still(&target.page), held(target)))
         .collect();
-    let devices = (0..devices).map(|device| gpus.measure(device)).collect();
+    let devices: Vec<Measured> = (0..devices).map(|device| gpus.measure(device)).collect();
     let held = targets
         .iter()
         .zip(before)
@@ -128,19 +142,91 @@ fn take(gpus: &dyn Gpus, devices: usize, targets: &Targets) -> Sample {
         .collect();
     Sample {
         began,
+        born: births(&devices),
         devices,
         held,
     }
 }
 
-fn held(target: &Target) -> Vec<u64> {
+fn births(devices: &[Measured]) -> BTreeMap<i32, u64> {
+    let pids = devices.iter().flat_map(|device| &device.compute);
+    pids.filter_map(|pid| Some((*pid, born(*pid)?))).collect()
+}
+
+fn held(target: &Target) -> Vec<Held> {
+    let read = |device: &ObservedDevice| Held {
+        resident: device.resident.load(SeqCst),
+        maybe: device.maybe.load(SeqCst),
+    };
     (0..target.devices.len())
-        .map(|index| {
-            target
-                .page
-                .devices
-                .get(index)
-                .map_or(0, |device| device.resident.load(SeqCst))
-        })
+        .map(|index| target.page.devices.get(index).map_or(Held::default(), read))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::mem::offset_of;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::super::gpus::Gpu;
+    use super::*;
+
+    const ID: ProcessId = ProcessId(1);
+    const BEGUN: usize = offset_of!(Observed, changes_begun);
+    const ENDED: usize = offset_of!(Observed, changes_ended);
+    const RESIDENT: usize = offset_of!(Observed, devices) + offset_of!(ObservedDevice, resident);
+    const MAYBE: usize = offset_of!(Observed, devices) + offset_of!(ObservedDevice, maybe);
+
+    /// While the driver is asked, the process writes these words of its page.
+    struct Meanwhile(File, Vec<(usize, u64)>);
+
+    fn write(page: &File, words: &[(usize, u64)]) {
+        for (offset, value) in words {
+            let offset = *offset as u64;
+            page.write_all_at(&value.to_ne_bytes(), offset)
+                .expect("the process may write its page");
+        }
+    }
+
+    impl Gpus for Meanwhile {
+        fn devices(&self) -> Vec<Gpu> {
+            Vec::new()
+        }
+
+        fn measure(&self, _device: usize) -> Measured {
+            write(&self.0, &self.1);
+            Measured::default()
+        }
+    }
+
+    fn held_if(meanwhile: &[(usize, u64)]) -> Option<Vec<Held>> {
+        let page = Shared::observed().expect("a page");
+        let file = page.as_fd().try_clone_to_owned().expect("a descriptor");
+        let file = File::from(file);
+        write(&file, &[(RESIDENT, 10), (MAYBE, 5), (BEGUN, 3), (ENDED, 3)]);
+        let target = Target {
+            page: Arc::new(page),
+            devices: vec![0],
+        };
+        let targets = Targets::new(Mutex::new(BTreeMap::from([(ID, target)])));
+        let mut sample = take(&Meanwhile(file, meanwhile.to_vec()), 1, &targets);
+        sample.held.remove(&ID).expect("it was looked at")
+    }
+
+    #[test]
+    fn only_who_holds_still_counts() {
+        let held = Held {
+            resident: 10,
+            maybe: 5,
+        };
+        assert_eq!(held_if(&[]), Some(vec![held]));
+        assert_eq!(held_if(&[(RESIDENT, 11)]), None);
+        assert_eq!(held_if(&[(MAYBE, 6)]), None);
+        assert_eq!(held_if(&[(BEGUN, 4)]), None, "a change has begun");
+        assert_eq!(held_if(&[(BEGUN, 4), (ENDED, 4)]), None, "and ended");
+        let calls = offset_of!(Observed, calls);
+        assert_eq!(held_if(&[(calls, 9)]), Some(vec![held]));
+    }
 }

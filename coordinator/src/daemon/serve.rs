@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use spillway_arbiter::{Growth, MILLISECOND, Nanos, ProcessId};
 use spillway_protocol::message::{FromProcess, ToProcess, outcome};
 use spillway_protocol::page::{State, lower_grant};
-use spillway_protocol::{GRANULE, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
+use spillway_protocol::{GRANULE, MAX_ENTRY_POINTS, MAX_SEGMENT, MAX_SEGMENTS, format_bytes};
 
 use super::apply::report;
 use super::main_loop::now;
@@ -55,6 +55,15 @@ impl Daemon {
             Ok(FromProcess::Refresh { ticket, measure }) => self.refresh(id, ticket, measure != 0),
             Ok(FromProcess::Wake) => self.woken(id),
             Ok(FromProcess::Note { text }) => self.note(id, &text),
+            Ok(FromProcess::Hold { device, bytes, key }) => self.hold(id, device, bytes, key),
+            Ok(FromProcess::Unhold { device, bytes, key }) => self.unhold(id, device, bytes, key),
+            Ok(FromProcess::Claim {
+                ticket,
+                device,
+                bytes,
+                key,
+            }) => self.claim(id, ticket, device, (bytes, key)),
+            Ok(FromProcess::Unknown { name }) => self.unknown(id, &name),
         }
     }
 
@@ -333,6 +342,9 @@ impl Daemon {
                 ticket,
                 since: now(),
             });
+            if let Some(live) = self.sessions.get_mut(&id).and_then(|s| s.live()) {
+                live.measure_asked = Some(now());
+            }
             self.ask_sample();
             return;
         }
@@ -397,6 +409,25 @@ impl Daemon {
             |why| format!("{name} is not swappable: {why}"),
         );
         self.event("swappable", Some(&name), text, &[("reasons", bits.into())]);
+    }
+
+    /// An entry point of the driver that the process's hook table does not know. Few are kept of a
+    /// workload, and each is told once: a driver of the next version has some dozens.
+    fn unknown(&mut self, id: ProcessId, entry_point: &str) {
+        let live = self.sessions.get(&id).and_then(|s| s.as_live());
+        let Some(state) = live.and_then(|live| self.workloads.get_mut(&live.workload)) else {
+            return;
+        };
+        let full = state.unknown_names.len() >= MAX_ENTRY_POINTS;
+        if full || !state.unknown_names.insert(entry_point.to_owned()) {
+            return;
+        }
+        let name = state.name.clone();
+        let text = format!(
+            "{name} asked for {entry_point}, an entry point of the driver that libspillway.so does not know: memory that it allocates is not counted"
+        );
+        let numbers = [("entry_point", entry_point.into())];
+        self.event("unknown_entry_point", Some(&name), text, &numbers);
     }
 
     fn note(&mut self, id: ProcessId, text: &str) {

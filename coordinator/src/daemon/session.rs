@@ -75,6 +75,8 @@ pub struct Live {
     pub seen_unswappable: u64,
     /// The process has sent its first wake-up: it looks at its new pages.
     pub awake: bool,
+    /// When it last asked for its overhead to be measured, if no sample has begun since.
+    pub measure_asked: Option<Nanos>,
     /// That nothing is known of its overhead was said.
     pub overhead_unknown_said: bool,
     /// Events in this period, which began then.
@@ -128,6 +130,12 @@ impl Session {
             queue: VecDeque::new(),
             wake: ToProcess::Wake.encode(),
         }
+    }
+
+    /// What the process is ended by; `None`: the kernel has no such thing.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<&OwnedFd> {
+        self.identity.pidfd.as_ref()
     }
 
     /// The registered process, if it is one.

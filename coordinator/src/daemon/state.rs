@@ -8,6 +8,8 @@ use nix::sys::epoll::Epoll;
 use serde_json::Value;
 use spillway_arbiter::{Arbiter, DeviceId, Nanos, OperationId, ProcessId, WorkloadId};
 
+use super::audit::Auditor;
+use super::claims::Claims;
 use super::events::Events;
 use super::gpus::Gpu;
 use super::handle::{Request, Waker};
@@ -52,6 +54,8 @@ pub struct WorkloadState {
     pub active: Nanos,
     /// Counters.
     pub metrics: WorkloadMetrics,
+    /// Entry points of the driver that it asked for and that the hook table does not know.
+    pub unknown_names: BTreeSet<String>,
     /// What its former processes had counted.
     pub gone: Counters,
     /// `bytes_out` and `bytes_in` when the move under way began.
@@ -142,6 +146,7 @@ pub struct Daemon {
     pub(super) pages: PageTable,
     pub(super) sessions: BTreeMap<ProcessId, Session>,
     pub(super) next_session: u64,
+    pub(super) claims: Claims,
     pub(super) workloads: BTreeMap<WorkloadId, WorkloadState>,
     pub(super) pool: Pool,
     pub(super) workshop: Workshop,
@@ -153,6 +158,7 @@ pub struct Daemon {
     /// When to ask for a sample; `Nanos::MAX`: only as ever.
     pub(super) sample_again: Nanos,
     pub(super) refused: BTreeMap<String, u64>,
+    pub(super) auditor: Auditor,
     /// Until then nothing new is given; `None`: that time is over.
     pub(super) adopting_until: Option<Nanos>,
     /// Sessions with something to look at before this round ends.

@@ -58,6 +58,7 @@ impl Daemon {
             status,
             workloads,
             refused_registrations: self.refused.clone(),
+            escapes: self.auditor.counts.clone(),
             device_active_ratio: self
                 .devices
                 .iter()
@@ -90,6 +91,7 @@ impl Daemon {
                 populated_bytes: self.pool.populated(),
             },
             workloads,
+            strangers: self.auditor.strangers.clone(),
         }
     }
 
@@ -105,6 +107,7 @@ impl Daemon {
             granted_bytes: self.arbiter.charged(index),
             free_bytes: u64::try_from(self.arbiter.free(index)).unwrap_or(0),
             nvml_used_bytes: device.used,
+            outside_bytes: self.outside(index),
         }
     }
 
@@ -189,6 +192,7 @@ impl Daemon {
             waiting_for: view.waiting_for,
             not_swappable: self.not_swappable(id),
             unknown_entry_points: counters.unknown_entries,
+            unknown_entry_point_names: state.unknown_names.iter().cloned().collect(),
             processes: processes
                 .iter()
                 .filter_map(|id| self.process(*id))

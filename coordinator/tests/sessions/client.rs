@@ -18,7 +18,7 @@ use spillway_protocol::message::{DeviceInfo, FromProcess, Register, ToProcess};
 use spillway_protocol::page::{
     Command, Desired, OBSERVED_MAGIC, Observed, PAGE_BYTES, State, command, reserve, state,
 };
-use spillway_protocol::{Amount, names};
+use spillway_protocol::{Amount, PROTOCOL_VERSION, names};
 
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
@@ -74,7 +74,7 @@ pub fn device(index: u8) -> DeviceInfo {
 
 pub fn register(workload: &str, request: u64, limit: u64) -> Register {
     Register {
-        version: 1,
+        version: PROTOCOL_VERSION,
         workload: workload.to_owned(),
         request: (request > 0).then_some(Amount::Bytes(request)),
         limit: (limit > 0).then_some(Amount::Bytes(limit)),
@@ -199,7 +199,7 @@ impl Process {
                 },
                 files,
             )) => {
-                assert_eq!(version, 1);
+                assert_eq!(version, register.version);
                 (instance, workload, files)
             }
             Some((ToProcess::Refused { text }, _)) => return Err(text),
@@ -226,7 +226,8 @@ impl Process {
         };
         assert_eq!(process.desired().instance.load(SeqCst), instance);
         process.observed().magic.store(OBSERVED_MAGIC, SeqCst);
-        process.observed().version.store(1, SeqCst);
+        let version = u64::from(process.register.version);
+        process.observed().version.store(version, SeqCst);
         if process.register.resumes == 0 {
             let epoch = process.command().epoch;
             process.report(epoch, state::RESIDENT);
@@ -470,6 +471,30 @@ impl Process {
             ToProcess::RefreshReply { ticket } if *ticket == wanted => Some(()),
             _ => None,
         });
+    }
+
+    pub fn hold(&self, device: u32, bytes: u64, key: u64) {
+        self.wire.send(&FromProcess::Hold { device, bytes, key });
+    }
+
+    pub fn unhold(&self, device: u32, bytes: u64, key: u64) {
+        self.wire.send(&FromProcess::Unhold { device, bytes, key });
+    }
+
+    pub fn claim(&mut self, device: u32, bytes: u64, key: u64) -> bool {
+        let ticket = self.next_ticket();
+        self.wire.send(&FromProcess::Claim {
+            ticket,
+            device,
+            bytes,
+            key,
+        });
+        let wanted = ticket;
+        let (covered, _) = self.answer(|message| match message {
+            ToProcess::ClaimReply { ticket, covered } if *ticket == wanted => Some(*covered != 0),
+            _ => None,
+        });
+        covered
     }
 
     /// The daemon has closed this session.

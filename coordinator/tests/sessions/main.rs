@@ -2,6 +2,7 @@
 //! No device and no driver is needed.
 
 mod adversaries;
+mod claims;
 mod client;
 mod death;
 mod host;

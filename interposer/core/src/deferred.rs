@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
 use crate::lock;
+use crate::pools::rounded;
 use crate::runtime::Runtime;
 
 /// `CU_EVENT_DISABLE_TIMING`
@@ -55,15 +56,17 @@ impl Deferred {
     }
 
     /// Takes back what was looked at and is not finished. Returns allocations whose event is gone with
-    /// its context: they are finished.
-    fn put_back(&mut self, unfinished: Vec<Entry>) -> Vec<Alloc> {
+    /// its context: they are finished; and those that went with their own context.
+    fn put_back(&mut self, unfinished: Vec<Entry>) -> (Vec<Alloc>, Vec<Alloc>) {
         let since = |ends: &HashMap<usize, u64>, handle, born| {
             ends.get(&handle).is_some_and(|&ended| ended > born)
         };
         let (mut kept, mut finished) = (Vec::with_capacity(unfinished.len()), Vec::new());
+        let mut gone = Vec::new();
         for mut entry in unfinished {
             if since(&self.ended_contexts, entry.alloc.context, entry.born) {
                 // The memory went with its context.
+                gone.push(entry.alloc);
                 continue;
             }
             if since(&self.ended_contexts, entry.context, entry.born) {
@@ -82,15 +85,7 @@ impl Deferred {
             self.ended_streams.clear();
             self.ended_contexts.clear();
         }
-        finished
-    }
-}
-
-/// What a reuse must agree on.
-fn rounded(alloc: &Alloc) -> u64 {
-    match alloc.place {
-        Place::Slab(_) => small_size(alloc.bytes),
-        _ => spillway_protocol::granules_up(alloc.bytes),
+        (finished, gone)
     }
 }
 
@@ -134,8 +129,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// Reuses a free of the same stream: in stream order it is free already.
-    pub fn reuse(&self, stream: usize, context: usize, bytes: u64) -> Option<u64> {
+    /// Reuses a free of the same stream into the same pool: in stream order it is free already.
+    pub fn reuse(&self, stream: usize, context: usize, pool: u64, bytes: u64) -> Option<u64> {
         let small = bytes < crate::heap::SMALL;
         let wanted = if small {
             small_size(bytes)
@@ -148,7 +143,8 @@ impl Runtime {
                 e.stream == stream
                     && e.alloc.context == context
                     && e.context == context
-                    && e.alloc.place != Place::Driver
+                    && e.alloc.pool == pool
+                    && !e.alloc.place.is_drivers()
                     && matches!(e.alloc.place, Place::Slab(_)) == small
                     && rounded(&e.alloc) == wanted
             })?;
@@ -159,14 +155,34 @@ impl Runtime {
         Some(lock(&self.heap).revive(entry.alloc, bytes))
     }
 
-    /// Gives back what is finished.
+    /// Gives back what is finished, as far as the pools do not keep it.
     pub fn reap_deferred(&self) {
+        use std::sync::atomic::Ordering::SeqCst;
         self.reap(|_| true, false);
+        if !self.has_own_pools.load(SeqCst) {
+            return;
+        }
+        let over = lock(&self.pools).over_threshold();
+        for alloc in &over {
+            self.finish(alloc);
+        }
     }
 
     /// Waits for what was freed on a device and gives it back; `false`: there was nothing.
     pub fn wait_for_deferred(&self, device: usize) -> bool {
-        self.reap(|alloc| alloc.device == device, true)
+        self.reap(|alloc| alloc.device == device, true) | self.wait_for_pools()
+    }
+
+    /// Waits for stream-ordered frees of the driver's own, which its pools give back afterwards;
+    /// `false`: there were none. Not while a stream captures, which that would spoil.
+    fn wait_for_pools(&self) -> bool {
+        use std::sync::atomic::Ordering::SeqCst;
+        if !self.pool_frees.load(SeqCst) || lock(&self.contexts).any_capture() {
+            return false;
+        }
+        // SAFETY: no pointers are involved.
+        let waited = unsafe { call::cuCtxSynchronize() }.is_success();
+        waited && self.pool_frees.swap(false, SeqCst)
     }
 
     fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: bool) -> bool {
@@ -203,7 +219,7 @@ impl Runtime {
                         // Done, or the context is broken: nothing runs in it any more.
                         // SAFETY: as above.
                         let _ = unsafe { call::cuEventDestroy_v2(event) };
-                        self.finish(&entry.alloc);
+                        self.retire(&entry.alloc);
                         true
                     })
                 });
@@ -214,9 +230,12 @@ impl Runtime {
                 }
             }
         });
-        let finished = lock(&self.deferred).put_back(unfinished);
+        let (finished, gone) = lock(&self.deferred).put_back(unfinished);
         for alloc in &finished {
-            self.finish(alloc);
+            self.retire(alloc);
+        }
+        for alloc in &gone {
+            lock(&self.pools).gone(alloc);
         }
         any || !finished.is_empty()
     }
@@ -245,6 +264,7 @@ impl Runtime {
             gone
         };
         for entry in gone {
+            lock(&self.pools).gone(&entry.alloc);
             self.finish(&entry.alloc);
         }
     }

@@ -11,6 +11,7 @@ use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::{Status, call};
 use crate::gate;
+use crate::handles::Other;
 use crate::heap::{Alloc, Block, Chunk, Place, SMALL};
 use crate::lock;
 use crate::quota::Backing;
@@ -24,26 +25,41 @@ const CHUNK: u64 = 128 << 20;
 const TRANSIENT: Duration = Duration::from_millis(200);
 
 impl Runtime {
-    /// `cuMemAlloc` and its like: device memory in the current context.
+    /// `cuMemAlloc` and its like: device memory in the current context. `pool`: the own pool that it is to
+    /// come from, or 0.
     ///
     /// # Errors
     /// What the driver would answer.
-    pub fn allocate(&self, bytes: u64, ordered: bool) -> Result<u64, Status> {
+    pub fn allocate(&self, bytes: u64, pool: u64) -> Result<u64, Status> {
         if bytes == 0 {
             return Err(Status::INVALID_VALUE);
         }
-        if !ordered {
+        if pool == 0 {
             self.capture_allows()?;
         }
         let (context, device) = self.current()?;
+        self.allocate_on(context, device, bytes, pool, bytes < SMALL)
+    }
+
+    /// The same on any device, for a context of any: `small` only where the device is the context's.
+    ///
+    /// # Errors
+    /// What the driver would answer.
+    pub fn allocate_on(
+        &self,
+        context: usize,
+        device: usize,
+        bytes: u64,
+        pool: u64,
+        small: bool,
+    ) -> Result<u64, Status> {
         self.reap_deferred();
         self.finish_kept();
         if !self.paging || bytes > u64::MAX / 4 {
-            return self.allocate_pinned(context, device, bytes, ordered);
+            return self.allocate_pinned(context, device, bytes, pool);
         }
-        let small = bytes < SMALL;
         loop {
-            if small && let Some(ptr) = lock(&self.heap).carve(context, bytes, ordered) {
+            if small && let Some(ptr) = lock(&self.heap).carve(context, bytes, pool) {
                 return Ok(ptr);
             }
             let charge = if small { GRANULE } else { granules_up(bytes) };
@@ -51,7 +67,7 @@ impl Runtime {
                 Err(()) => return Err(Status::OUT_OF_MEMORY),
                 Ok(Backing::Pinned) => {
                     self.unreserve(device, charge, Backing::Pinned);
-                    return self.allocate_pinned(context, device, bytes, ordered);
+                    return self.allocate_pinned(context, device, bytes, pool);
                 }
                 Ok(Backing::Pageable) => {}
             }
@@ -61,7 +77,7 @@ impl Runtime {
                     if small {
                         heap.add_slab(block.into_slab());
                     } else {
-                        heap.add_own(block, bytes, ordered);
+                        heap.add_own(block, bytes, pool);
                     }
                 })
             });
@@ -143,7 +159,7 @@ impl Runtime {
         context: usize,
         device: usize,
         bytes: u64,
-        ordered: bool,
+        pool: u64,
     ) -> Result<u64, Status> {
         let mut ptr = 0;
         self.charged(device, bytes, || {
@@ -152,7 +168,7 @@ impl Runtime {
                 call::cuMemAlloc_v2(&raw mut ptr, usize::try_from(bytes).unwrap_or(usize::MAX))
             }
         })?;
-        lock(&self.heap).add_driver(ptr, bytes, device, context, ordered);
+        lock(&self.heap).add_driver((ptr, bytes), device, context, pool, Place::Driver);
         Ok(ptr)
     }
 
@@ -183,6 +199,35 @@ impl Runtime {
             return Err(status);
         }
         Ok(())
+    }
+
+    /// The same for memory that the driver may or may not have on the device at any moment.
+    ///
+    /// # Errors
+    /// As for [`Runtime::charged`].
+    pub fn charged_maybe(
+        &self,
+        device: usize,
+        bytes: u64,
+        make: impl FnOnce() -> Status,
+    ) -> Result<(), Status> {
+        self.reserve(device, granules_up(bytes), false)
+            .map_err(|()| Status::OUT_OF_MEMORY)?;
+        let inside = gate::enter();
+        let status = make();
+        drop(inside);
+        if let Err(why) = status.ok() {
+            self.unreserve(device, granules_up(bytes), Backing::Pinned);
+            return Err(why);
+        }
+        self.may_hold(device, bytes, true);
+        Ok(())
+    }
+
+    /// Undoes [`Runtime::charged_maybe`], after the driver has released the memory.
+    pub fn uncharge_maybe(&self, device: usize, bytes: u64) {
+        self.may_hold(device, bytes, false);
+        self.unreserve(device, granules_up(bytes), Backing::Pinned);
     }
 
     /// Charges driver memory; returns what was reserved for it.
@@ -231,11 +276,11 @@ impl Runtime {
     /// `cuMemFree` of a pointer of ours; `None`: it is not.
     pub fn free(&self, ptr: u64) -> Option<Status> {
         let alloc = lock(&self.heap).take(ptr)?;
-        if alloc.place == Place::Driver {
+        if alloc.place.is_drivers() {
             // SAFETY: the driver made it, and the record was taken once.
             let status = unsafe { call::cuMemFree_v2(ptr) };
             if status.is_success() {
-                self.uncharge(alloc.device, alloc.bytes);
+                self.drivers_freed(&alloc);
             } else {
                 lock(&self.heap).put_back(alloc);
             }
@@ -247,7 +292,7 @@ impl Runtime {
             return Some(Status::SUCCESS);
         }
         let waited = self.wait_idle(alloc.context);
-        self.finish(&alloc);
+        self.retire(&alloc);
         Some(match waited {
             Ok(()) => Status::SUCCESS,
             Err(why) => why,
@@ -266,13 +311,33 @@ impl Runtime {
             let _ = self.wait_idle(context);
         }
         for alloc in &kept {
+            self.retire(alloc);
+        }
+    }
+
+    /// The driver has freed, or will in stream order, an allocation of its own that was on record.
+    pub fn drivers_freed(&self, alloc: &Alloc) {
+        self.unhold(alloc.ptr);
+        if alloc.place == Place::Pool {
+            self.pool_frees.store(true, SeqCst);
+            self.look_at_pool(alloc.pool);
+        } else {
+            lock(&self.pools).gone(alloc);
+            self.uncharge(alloc.device, alloc.bytes);
+        }
+    }
+
+    /// Makes a freed allocation's memory reusable, by its pool if it has one that keeps it: no work uses
+    /// it any more.
+    pub fn retire(&self, alloc: &Alloc) {
+        if alloc.pool == 0 || !lock(&self.pools).keep(alloc) {
             self.finish(alloc);
         }
     }
 
     /// Makes a freed allocation's memory reusable: no work uses it any more.
     pub fn finish(&self, alloc: &Alloc) {
-        if alloc.place == Place::Driver {
+        if alloc.place.is_drivers() {
             return;
         }
         let block = lock(&self.heap).give_back(alloc);
@@ -298,15 +363,28 @@ impl Runtime {
         self.unreserve(block.device, block.bytes, Backing::Pageable);
     }
 
-    /// Releases empty slabs and finished deferred frees of a device; `false`: there were none.
+    /// Releases what a device holds that nobody uses: finished deferred frees, what pools keep, empty
+    /// slabs; `false`: there was nothing.
     pub fn give_back_spare(&self, device: usize) -> bool {
         self.reap_deferred();
+        let mut any = self.look_at_descriptors();
+        any |= self.settle_ended();
+        any |= self.drop_kept(|alloc| alloc.device == device);
         let blocks = lock(&self.heap).take_empty_slabs(device);
-        let any = !blocks.is_empty();
+        any |= !blocks.is_empty();
         for block in blocks {
             self.release_block(block);
         }
-        any
+        self.trim_stores(device) > 0 || any
+    }
+
+    /// Releases memory that own pools keep; `false`: there was none.
+    pub fn drop_kept(&self, which: impl Fn(&Alloc) -> bool) -> bool {
+        let kept = lock(&self.pools).take_all_kept(which);
+        for alloc in &kept {
+            self.finish(alloc);
+        }
+        !kept.is_empty()
     }
 
     /// Waits until no work in a context can use its memory, as the driver's `cuMemFree` does. Not
@@ -336,17 +414,31 @@ impl Runtime {
     pub fn context_gone(&self, context: usize) {
         self.forget_deferred_of(context);
         lock(&self.kept).retain(|alloc| alloc.context != context);
+        // Their blocks are the context's, and go with it below.
+        drop(lock(&self.pools).take_all_kept(|alloc| alloc.context == context));
         lock(&self.contexts).remove(context);
         let (blocks, allocs) = lock(&self.heap).take_context(context);
         for block in blocks {
             self.release_block(block);
         }
-        for alloc in allocs.iter().filter(|a| a.place == Place::Driver) {
-            self.uncharge(alloc.device, alloc.bytes);
+        for alloc in &allocs {
+            if alloc.place == Place::Driver {
+                self.drivers_freed(alloc);
+            } else if alloc.pool != 0 {
+                lock(&self.pools).gone(alloc);
+            }
         }
-        let charges = lock(&self.handles).take_context(context);
-        for (device, bytes) in charges {
-            self.uncharge(device, bytes);
+        lock(&self.managed).forget(|_, owner| owner == context);
+        let (others, imports) = lock(&self.handles).take_context(context);
+        for Other { charge, maybe } in others {
+            if maybe {
+                self.uncharge_maybe(charge.0, charge.1);
+            } else {
+                self.uncharge(charge.0, charge.1);
+            }
+        }
+        for (device, bytes, charged) in imports {
+            self.uncharge_import(device, bytes, charged);
         }
     }
 }

@@ -6,8 +6,9 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use spillway_protocol::page;
+use spillway_protocol::{GRANULE, granules_up, page};
 
+use crate::heap::small_size;
 use crate::runtime::Runtime;
 use crate::session::Grown;
 
@@ -48,6 +49,7 @@ impl Runtime {
     /// # Errors
     /// The bytes would pass the limit, or could not be had in time. Nothing is reserved.
     pub fn reserve(&self, device: usize, bytes: u64, mut pageable: bool) -> Result<Backing, ()> {
+        self.settle_overhead(device, bytes);
         let mut drained = false;
         let demand = &self.observed.devices[device].demand;
         for _ in 0..TRIES {
@@ -103,6 +105,10 @@ impl Runtime {
         {
             session.refresh(false);
         }
+        self.look_at_stores(device);
+        self.look_at_descriptors();
+        self.measure_lingering(device);
+        self.measure_if_changed();
         let desired = &self.desired().devices[device];
         let limit = desired.limit.load(SeqCst);
         let gone = self.observed.devices[device].used.load(SeqCst)
@@ -114,34 +120,38 @@ impl Runtime {
     }
 }
 
-/// What small allocations of the driver's own cost: the driver packs them, so they are charged by
-/// their sum, in whole granules.
+/// What small allocations of the driver's own cost: the driver packs those of one size into granules, so
+/// they are charged by what a granule holds of them, and by their sum, in whole granules.
 #[derive(Debug, Default)]
 pub struct SmallMeter {
     bytes: u64,
     charged: u64,
 }
 
+/// A small allocation's share of a granule: of 700 KiB there are two in one, not three.
+fn share(bytes: u64) -> u64 {
+    let fit = GRANULE / small_size(bytes.max(1)).min(GRANULE);
+    GRANULE.div_ceil(fit)
+}
+
 impl SmallMeter {
     /// What more has to be reserved before `bytes` more may be allocated.
     #[must_use]
     pub fn needs(&self, bytes: u64) -> u64 {
-        spillway_protocol::granules_up(self.bytes + bytes).saturating_sub(self.charged)
+        granules_up(self.bytes + share(bytes)).saturating_sub(self.charged)
     }
 
     /// Counts an allocation, with what was reserved for it.
     pub fn add(&mut self, bytes: u64, reserved: u64) {
-        self.bytes += bytes;
+        self.bytes += share(bytes);
         self.charged += reserved;
     }
 
     /// Counts a free; returns what may be unreserved.
     #[must_use]
     pub fn remove(&mut self, bytes: u64) -> u64 {
-        self.bytes = self.bytes.saturating_sub(bytes);
-        let spare = self
-            .charged
-            .saturating_sub(spillway_protocol::granules_up(self.bytes));
+        self.bytes = self.bytes.saturating_sub(share(bytes));
+        let spare = self.charged.saturating_sub(granules_up(self.bytes));
         self.charged -= spare;
         spare
     }
@@ -149,7 +159,7 @@ impl SmallMeter {
 
 #[cfg(test)]
 mod tests {
-    use super::SmallMeter;
+    use super::{SmallMeter, share};
     const MIB: u64 = 1 << 20;
 
     #[test]
@@ -157,11 +167,21 @@ mod tests {
         let mut meter = SmallMeter::default();
         assert_eq!(meter.needs(1024), 2 * MIB);
         meter.add(1024, 2 * MIB);
-        assert_eq!(meter.needs(2 * MIB - 1024), 0);
-        assert_eq!(meter.needs(2 * MIB), 2 * MIB);
-        meter.add(MIB, 0);
+        assert_eq!(meter.needs(MIB / 2), 0);
+        meter.add(MIB / 2, 0);
         assert_eq!(meter.remove(1024), 0);
-        assert_eq!(meter.remove(MIB), 2 * MIB);
+        assert_eq!(meter.remove(MIB / 2), 2 * MIB);
         assert_eq!(meter.needs(1), 2 * MIB);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_granule_a_third_time_is_not_charged_a_third() {
+        let mut meter = SmallMeter::default();
+        for _ in 0..2 {
+            let needs = meter.needs(700 << 10);
+            meter.add(700 << 10, needs);
+        }
+        assert_eq!(meter.needs(700 << 10), 2 * MIB);
+        assert_eq!(share(100_000), (2 * MIB).div_ceil(20));
     }
 }

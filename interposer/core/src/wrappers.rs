@@ -39,7 +39,6 @@ pub mod slow {
     #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
     use crate::driver::Status;
     use crate::gate;
-    use crate::table::{CUipcMemHandle, CUmemLocation};
     use core::ffi::{c_char, c_void};
 
     macro_rules! slow {
@@ -82,7 +81,6 @@ pub mod unstarted {
     #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
     use crate::driver::Status;
     use crate::gate;
-    use crate::table::{CUipcMemHandle, CUmemLocation};
     use core::ffi::{c_char, c_void};
 
     macro_rules! unstarted {

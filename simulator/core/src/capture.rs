@@ -134,11 +134,26 @@ impl Capture {
     /// # Errors
     /// `STREAM_CAPTURE_INVALIDATED`.
     pub fn record(&self, stream: &Stream, kind: u32, op: Op) -> R<u64> {
+        self.record_with(stream, kind, |_, _| Ok(op))
+    }
+
+    /// As [`Self::record`], with work that is made knowing the nodes there are and the indices of
+    /// those that it follows.
+    ///
+    /// # Errors
+    /// `STREAM_CAPTURE_INVALIDATED`, and those of `op`.
+    pub fn record_with(
+        &self,
+        stream: &Stream,
+        kind: u32,
+        op: impl FnOnce(&[Node], &[usize]) -> R<Op>,
+    ) -> R<u64> {
         if self.invalid() {
             return Err(STREAM_CAPTURE_INVALIDATED);
         }
         let mut frontier = lock(&stream.frontier);
         let mut nodes = lock(&self.graph.nodes);
+        let op = op(&nodes, &frontier)?;
         let id = fresh_id();
         let node = Node {
             id,
@@ -149,11 +164,6 @@ impl Capture {
         nodes.push(node);
         frontier.push(nodes.len() - 1);
         Ok(id)
-    }
-
-    /// Adds memory that lives as long as the graph.
-    pub fn own_memory(&self, start: u64) {
-        lock(&self.graph.memory.starts).push(start);
     }
 }
 
@@ -230,7 +240,7 @@ pub fn end(driver: &Driver, stream: &Arc<Stream>) -> R<Arc<Graph>> {
     let joined = joined(&capture, stream);
     close(&capture);
     if invalid || !joined {
-        driver.graphs.remove(capture.graph.id);
+        let _ = Graph::forget(driver, capture.graph.id);
         return Err(if invalid {
             STREAM_CAPTURE_INVALIDATED
         } else {

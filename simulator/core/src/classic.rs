@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 const SMALL: u64 = 512;
-const SMALL_MAX: u64 = FRAME / 2;
+/// Larger ones get whole frames.
+pub const SMALL_MAX: u64 = FRAME / 2;
 
 /// Blocks of 2 MiB that small allocations of one owner share.
 #[derive(Default)]
@@ -55,13 +56,13 @@ pub fn rounded(bytes: u64) -> u64 {
     }
 }
 
-fn map(driver: &'static Driver, gpu: u32, length: u64) -> R<u64> {
+fn map(driver: &'static Driver, gpu: u32, length: u64, pool: u64) -> R<u64> {
     let physical = Physical::new(driver.shared, gpu, length, 0, [0; 8])?;
-    place(driver, physical)
+    place(driver, physical, pool)
 }
 
 /// Maps memory at an address of its own, accessible to its GPU and to those that it is a peer of.
-fn place(driver: &Driver, physical: Arc<Physical>) -> R<u64> {
+fn place(driver: &Driver, physical: Arc<Physical>, pool: u64) -> R<u64> {
     let (gpu, length) = (physical.gpu, physical.bytes());
     let mut space = write(&driver.space);
     let start = space
@@ -78,6 +79,7 @@ fn place(driver: &Driver, physical: Arc<Physical>) -> R<u64> {
         physical,
         access,
         vmm: false,
+        pool,
     };
     space.regions.insert(start, region);
     Ok(start)
@@ -104,7 +106,7 @@ pub fn import(
         return Err(INVALID_VALUE);
     }
     let gpu = physical.gpu;
-    let start = place(driver, physical)? + offset;
+    let start = place(driver, physical, 0)? + offset;
     let allocation = Allocation {
         start,
         length,
@@ -146,7 +148,7 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
         match blocks.take(length) {
             Some(start) => start,
             None => {
-                let block = map(driver, request.gpu, FRAME)?;
+                let block = map(driver, request.gpu, FRAME, request.pool)?;
                 let mut free = Ranges::new(block, FRAME);
                 let start = free.take(length, SMALL).ok_or(OUT_OF_MEMORY)?;
                 blocks.0.insert(block, free);
@@ -154,7 +156,7 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
             }
         }
     } else {
-        map(driver, request.gpu, length)?
+        map(driver, request.gpu, length, request.pool)?
     };
     let allocation = Allocation {
         start,
@@ -230,6 +232,9 @@ pub fn free_and_wait(driver: &'static Driver, start: u64) -> R {
     let allocation = find(driver, start)?;
     for context in driver.contexts.all() {
         context.drain();
+    }
+    if allocation.pool == crate::graph_memory::GRAPH {
+        return crate::graph_pool::free_now(driver, start);
     }
     if allocation.pool != 0 {
         return crate::pool::free_now(driver, &allocation);

@@ -4,6 +4,7 @@
 //! from there, so that all see the same machine. A value that cannot be read is an error that
 //! names the variable.
 
+use crate::release::{self, Release};
 use std::path::PathBuf;
 
 /// One physical page of device memory, the granularity of the VMM calls.
@@ -91,8 +92,7 @@ fn link(text: &str) -> Option<[u64; 3]> {
 }
 
 fn driver(text: &str) -> Option<u32> {
-    // One table of symbols and rules is implemented so far.
-    (text.trim() == "12.8").then_some(12_080)
+    Release::named(text).map(|release| release.cuda)
 }
 
 impl Config {
@@ -114,7 +114,7 @@ impl Config {
                     .filter(|n: &u32| (1..=GPUS_MAX as u32).contains(n))
             })?,
             memory: variable("SPILLWAY_SIM_MEMORY", 4 << 30, whole)?,
-            driver: variable("SPILLWAY_SIM_DRIVER", 12_080, driver)?,
+            driver: Self::driver_from_env()?,
             context: variable("SPILLWAY_SIM_CONTEXT", 32 << 20, parse_size)?,
             module: variable("SPILLWAY_SIM_MODULE", 2 << 20, parse_size)?,
             release_delay_us: variable("SPILLWAY_SIM_RELEASE_DELAY", 3_000, millis)?,
@@ -128,6 +128,20 @@ impl Config {
                     .map(|f| (f * 1e3) as u64)
             })?,
         })
+    }
+
+    /// The driver's version that the environment asks for.
+    ///
+    /// # Errors
+    /// One line that names the variable and its value.
+    pub fn driver_from_env() -> Result<u32, String> {
+        variable("SPILLWAY_SIM_DRIVER", release::DEFAULT.cuda, driver)
+    }
+
+    /// The release of the driver.
+    #[must_use]
+    pub fn release(&self) -> &'static Release {
+        Release::of(self.driver).unwrap_or(release::DEFAULT)
     }
 
     /// The directory of the shared state; the second value says that the user chose it.
@@ -178,8 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_implemented_driver() {
+    fn only_the_implemented_drivers() {
+        assert_eq!(driver("12.4"), Some(12_040));
         assert_eq!(driver("12.8"), Some(12_080));
-        assert_eq!(driver("13.0"), None);
+        assert_eq!(driver("13.0"), Some(13_000));
+        assert_eq!(driver("12.9"), None);
     }
 }

@@ -89,7 +89,7 @@ impl Context {
             0,
             Arc::clone(&context),
         ));
-        driver.shared.own().contexts[gpu as usize].fetch_add(1, Ordering::Relaxed);
+        driver.shared.count_context(gpu, true);
         driver.contexts.insert(id, Arc::clone(&context));
         Ok(context)
     }
@@ -191,7 +191,7 @@ impl Context {
         write(&driver.host).drop_context(self.id);
         *lock(&self.charge) = None;
         driver.contexts.remove(self.id);
-        driver.shared.own().contexts[self.gpu as usize].fetch_sub(1, Ordering::Relaxed);
+        driver.shared.count_context(self.gpu, false);
     }
 }
 

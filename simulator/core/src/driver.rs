@@ -1,7 +1,7 @@
 //! The one driver of a process: all registries, started by `cuInit`, unusable after a fork.
 
-use crate::code::{DEINITIALIZED, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
-use crate::config::GPUS_MAX;
+use crate::code::{DEINITIALIZED, NO_DEVICE, NOT_INITIALIZED, NOT_PERMITTED, OPERATING_SYSTEM, R};
+use crate::config::{Config, GPUS_MAX};
 use crate::context::{Context, Primary};
 use crate::engine::Compute;
 use crate::event::Event;
@@ -12,6 +12,7 @@ use crate::module::{Function, Kernel, Library, Module};
 use crate::pool::Pool;
 use crate::shared::Shared;
 use crate::space::{Physical, Space};
+use crate::state::peek_driver;
 use crate::stream::Stream;
 use crate::sync::{lock, read, write};
 use std::collections::HashMap;
@@ -76,6 +77,8 @@ pub struct Driver {
     pub pools: Registry<Pool>,
     pub graphs: Registry<Graph>,
     pub execs: Registry<Exec>,
+    /// Memory of graphs.
+    pub graph_pools: Mutex<crate::graph_pool::Pools>,
     /// VMM handles with at least one reference.
     pub handles: Registry<Physical>,
     /// All VMM memory, also when only mappings keep it.
@@ -91,7 +94,8 @@ pub struct Driver {
 }
 
 static DRIVER: OnceLock<Driver> = OnceLock::new();
-static STARTING: Mutex<()> = Mutex::new(());
+/// Held while the driver starts; true: it was tried, and no GPU is visible.
+static STARTING: Mutex<bool> = Mutex::new(false);
 static FORKED: AtomicBool = AtomicBool::new(false);
 static EXITING: AtomicBool = AtomicBool::new(false);
 
@@ -127,7 +131,7 @@ pub fn in_callback(f: impl FnOnce()) {
 /// Starts the driver, once.
 ///
 /// # Errors
-/// `NOT_INITIALIZED` in a forked child, `OPERATING_SYSTEM` (with a line on stderr) if the shared
+/// `NOT_INITIALIZED` in a forked child, `NO_DEVICE` if none is visible, `OPERATING_SYSTEM` (with a line on stderr) if the shared
 /// machine cannot be opened.
 pub fn init() -> R {
     if FORKED.load(Ordering::Acquire) {
@@ -136,14 +140,21 @@ pub fn init() -> R {
     if DRIVER.get().is_some() {
         return Ok(());
     }
-    let _starting = lock(&STARTING);
+    let mut none_visible = lock(&STARTING);
     if DRIVER.get().is_some() {
         return Ok(());
+    }
+    if *none_visible {
+        return Err(NO_DEVICE);
     }
     let driver = start().map_err(|line| {
         eprintln!("{line}");
         OPERATING_SYSTEM
     })?;
+    if driver.shared.config().gpus == 0 {
+        *none_visible = true;
+        return Err(NO_DEVICE);
+    }
     if DRIVER.set(driver).is_ok() {
         // SAFETY: handlers that only store flags; this library is never unloaded.
         unsafe {
@@ -179,6 +190,7 @@ fn start() -> Result<Driver, String> {
         kernels: Registry::default(),
         graphs: Registry::default(),
         execs: Registry::default(),
+        graph_pools: Mutex::default(),
         handles: Registry::default(),
         physicals: Mutex::default(),
         primaries: (0..gpus).map(|_| Mutex::default()).collect(),
@@ -190,6 +202,20 @@ fn start() -> Result<Driver, String> {
         faults,
         sync_memops: Mutex::default(),
     })
+}
+
+/// The driver's version, also before `cuInit`: that of the machine, if it exists and was chosen,
+/// else what the environment asks for.
+///
+/// # Errors
+/// One line that names the variable at fault.
+pub fn version() -> Result<u32, String> {
+    if let Some(driver) = DRIVER.get() {
+        return Ok(driver.shared.config().driver);
+    }
+    let (dir, chosen) = Config::directory();
+    let known = if chosen { peek_driver(&dir) } else { None };
+    known.map_or_else(Config::driver_from_env, Ok)
 }
 
 /// The driver.
@@ -234,18 +260,11 @@ impl Driver {
         for region in write(&self.space)
             .regions
             .values_mut()
-            .filter(|r| !r.vmm && r.physical.gpu == to)
+            .filter(|r| !r.vmm && r.pool == 0 && r.physical.gpu == to)
         {
             region.access[from as usize] = if enabled { crate::space::READ_WRITE } else { 0 };
         }
         before & bit != 0
-    }
-
-    /// Trims all pools to their thresholds.
-    pub fn trim_pools_to_threshold(&self) {
-        for gpu in 0..self.shared.config().gpus {
-            self.trim_pools(gpu, false);
-        }
     }
 
     /// Trims the pools of a GPU: to nothing, or to their thresholds.

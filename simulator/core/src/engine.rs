@@ -83,8 +83,7 @@ impl Compute {
                     let engines = driver.shared.engines(gpu);
                     let want = left.min(SLICE_NS);
                     *slice = reserve(&engines.compute, want, since);
-                    engines.busy_ns.fetch_add(want, Ordering::Relaxed);
-                    driver.shared.own().busy_ns[gpu as usize].fetch_add(want, Ordering::Relaxed);
+                    driver.shared.count_busy(gpu, want);
                 }
                 *slice
             };
@@ -99,12 +98,7 @@ impl Compute {
 
 /// Notes compute time that was really spent.
 pub fn account(driver: &Driver, gpu: u32, ns: u64) {
-    driver
-        .shared
-        .engines(gpu)
-        .busy_ns
-        .fetch_add(ns, Ordering::Relaxed);
-    driver.shared.own().busy_ns[gpu as usize].fetch_add(ns, Ordering::Relaxed);
+    driver.shared.count_busy(gpu, ns);
 }
 
 /// A VMM call: lasts its modelled time, after those of all other processes.

@@ -6,7 +6,9 @@ use crate::context::Context;
 use crate::driver::Driver;
 use crate::engine::{self, Direction};
 use crate::event::{Event, Marker, State};
-use crate::graph::Plan;
+use crate::graph::{self, Graph};
+use crate::graph_memory::{GraphAlloc, Unit};
+use crate::graph_pool;
 use crate::kernels::{self, Launch};
 use crate::pool;
 use crate::sync::{now_ns, read};
@@ -117,7 +119,22 @@ pub enum Op {
         start: u64,
         id: u64,
     },
-    Graph(Arc<Plan>),
+    /// A graph's launch.
+    Graph(Arc<graph::Launch>),
+    /// A graph inside another: a node only, its own nodes run.
+    Child(Arc<Graph>),
+    /// Nodes whose effect the launch has prepared.
+    GraphAlloc(Arc<GraphAlloc>),
+    GraphFree {
+        start: u64,
+        /// The allocation that it ends, if it is one of the same graph.
+        own: Option<u64>,
+    },
+    /// The end of an allocation of a graph, queued in a stream.
+    GraphSettle {
+        unit: Arc<Unit>,
+        by: u64,
+    },
 }
 
 /// Where work runs.
@@ -327,7 +344,7 @@ impl Work<'_> {
     /// What the context gets as its lasting error.
     pub fn run(&self, op: &Op) -> R {
         match op {
-            Op::Empty => Ok(()),
+            Op::Empty | Op::Child(_) | Op::GraphAlloc(_) | Op::GraphFree { .. } => Ok(()),
             Op::Copy(copy) => self.copy(copy),
             Op::Fill(fill) => self.fill(fill),
             Op::Kernel(launch) => kernels::run(launch, self),
@@ -380,7 +397,16 @@ impl Work<'_> {
                 pool::finish_free(self.driver, *start, *id);
                 Ok(())
             }
-            Op::Graph(plan) => plan.ops.iter().try_for_each(|op| self.run(op)),
+            Op::GraphSettle { unit, by } => {
+                graph_pool::finish_free(self.driver, unit, *by);
+                Ok(())
+            }
+            Op::Graph(launch) => {
+                for (stream, sequence) in &launch.hold.after {
+                    stream.wait(*sequence);
+                }
+                launch.plan.ops.iter().try_for_each(|op| self.run(op))
+            }
         }
     }
 
@@ -393,7 +419,8 @@ impl Work<'_> {
                 crate::driver::in_callback(|| f(self.stream, error, *data as *mut c_void));
             }
             Op::Free { start, id } => pool::finish_free(self.driver, *start, *id),
-            Op::Graph(plan) => plan.ops.iter().for_each(|op| self.skip(op)),
+            Op::GraphSettle { unit, by } => graph_pool::finish_free(self.driver, unit, *by),
+            Op::Graph(launch) => launch.plan.ops.iter().for_each(|op| self.skip(op)),
             _ => {}
         }
     }

@@ -9,7 +9,7 @@ pub const NAME: &str = "Spillway Simulated GPU";
 #[must_use]
 pub fn uuid(shared: &Shared, gpu: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
-    let mut state = shared.seed() ^ u64::from(gpu + 1) << 32;
+    let mut state = shared.seed() ^ (shared.machine(gpu) as u64 + 1) << 32;
     for chunk in bytes.chunks_mut(8) {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = state;
@@ -36,21 +36,31 @@ pub fn uuid_text(uuid: [u8; 16]) -> String {
 
 /// The bus number of a GPU.
 #[must_use]
-pub fn bus(gpu: u32) -> u32 {
-    0x10 + gpu
+pub fn bus(shared: &Shared, gpu: u32) -> u32 {
+    FIRST_BUS + shared.machine(gpu) as u32
 }
+
+const FIRST_BUS: u32 = 0x10;
 
 /// `domain:bus:device.function` as CUDA writes it.
 #[must_use]
-pub fn bus_id(gpu: u32) -> String {
-    format!("0000:{:02X}:00.0", bus(gpu))
+pub fn bus_id(shared: &Shared, gpu: u32) -> String {
+    place(bus(shared, gpu))
+}
+
+fn place(bus: u32) -> String {
+    format!("0000:{bus:02X}:00.0")
 }
 
 /// Whether `text` names the GPU's place, in any of the usual spellings.
 #[must_use]
-pub fn is_bus_id(gpu: u32, text: &str) -> bool {
+pub fn is_bus_id(shared: &Shared, gpu: u32, text: &str) -> bool {
+    names_place(bus(shared, gpu), text)
+}
+
+fn names_place(bus: u32, text: &str) -> bool {
     let text = text.to_ascii_uppercase();
-    let short = format!("{:02X}:00", bus(gpu));
+    let short = format!("{bus:02X}:00");
     let long = text.strip_suffix(".0").unwrap_or(&text);
     long == short
         || long.strip_suffix(&short).is_some_and(|domain| {
@@ -64,11 +74,11 @@ mod tests {
 
     #[test]
     fn spellings_of_a_place() {
-        assert_eq!(bus_id(1), "0000:11:00.0");
+        assert_eq!(place(0x11), "0000:11:00.0");
         for text in ["0000:11:00.0", "00000000:11:00.0", "11:00.0", "11:00"] {
-            assert!(is_bus_id(1, text), "{text}");
+            assert!(names_place(0x11, text), "{text}");
         }
-        assert!(!is_bus_id(0, "0000:11:00.0"));
-        assert!(!is_bus_id(1, "0001:11:00.0"));
+        assert!(!names_place(0x10, "0000:11:00.0"));
+        assert!(!names_place(0x11, "0001:11:00.0"));
     }
 }

@@ -1,9 +1,9 @@
 //! A CUDA device that needs no GPU: memory, streams, kernels, shared by processes.
 //!
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
-//! higher: `code`, `config`, `sync`, `ranges`; `files`, `frames`, `state`, `shared`, `objects` (the machine
+//! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
 //! all processes share); `space`, `host` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
-//! `graph`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
+//! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
 #![allow(clippy::cast_possible_truncation)]
@@ -21,6 +21,8 @@ pub mod fault;
 pub mod files;
 pub mod frames;
 pub mod graph;
+pub mod graph_memory;
+pub mod graph_pool;
 pub mod host;
 pub mod identity;
 pub mod kernels;
@@ -29,6 +31,8 @@ pub mod objects;
 pub mod pool;
 pub mod ptx;
 pub mod ranges;
+pub mod release;
+pub mod selection;
 pub mod shared;
 pub mod space;
 pub mod state;

@@ -47,13 +47,21 @@ pub fn lazy() -> bool {
     std::env::var_os("CUDA_MODULE_LOADING").is_none_or(|mode| mode != "EAGER")
 }
 
+fn newest_ptx(driver: &Driver) -> (u32, u32) {
+    driver.shared.config().release().ptx
+}
+
 impl Module {
     /// Loads PTX into a context.
     ///
     /// # Errors
     /// Those of the PTX reader; `OUT_OF_MEMORY` if loading is eager.
     pub fn load(driver: &'static Driver, context: &Context, text: &str) -> R<Arc<Self>> {
-        Self::of_entries(driver, context, Arc::new(ptx::parse(text)?))
+        Self::of_entries(
+            driver,
+            context,
+            Arc::new(ptx::parse(text, newest_ptx(driver))?),
+        )
     }
 
     /// Loads what was parsed before.
@@ -160,7 +168,7 @@ impl Library {
     /// # Errors
     /// Those of the PTX reader.
     pub fn load(driver: &Driver, text: &str) -> R<Arc<Self>> {
-        let entries = Arc::new(ptx::parse(text)?);
+        let entries = Arc::new(ptx::parse(text, newest_ptx(driver))?);
         let id = fresh_id();
         let kernels = (0..entries.len())
             .map(|index| {

@@ -8,7 +8,7 @@ use crate::config::FRAME;
 use crate::files::{holder, open_shared, open_shared_existing, say, try_lock};
 use crate::frames::Owner;
 use crate::shared::Shared;
-use crate::state::OBJECTS;
+use crate::state::{OBJECTS, SLOTS};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -39,8 +39,8 @@ impl Shared {
             }
             let _guard = self.lock();
             if self.header().objects[index].load(Ordering::Acquire) == generation {
-                for gpu in 0..self.config().gpus {
-                    self.frames(gpu)
+                for gpu in 0..self.machine_gpus() {
+                    self.machine_frames(gpu as usize)
                         .replace(|o| o == Owner::Object(index as u16), Owner::Free);
                 }
                 let _ = std::fs::remove_file(&path);
@@ -70,7 +70,12 @@ impl Shared {
                 return Err(io::Error::last_os_error());
             }
             let list: Vec<String> = exported.iter().map(ToString::to_string).collect();
-            writeln!(file, "spillway-sim-object {gpu} {}", list.join(" "))?;
+            writeln!(
+                file,
+                "spillway-sim-object {} {}",
+                self.machine(gpu),
+                list.join(" ")
+            )?;
             Ok(file)
         };
         let file = write().map_err(|e| {
@@ -78,6 +83,9 @@ impl Shared {
             OUT_OF_MEMORY
         })?;
         header.object_maker[index].store(u32::from(self.slot()), Ordering::Relaxed);
+        for word in &header.object_importers[index] {
+            word.store(0, Ordering::Relaxed);
+        }
         header.objects[index].store(generation, Ordering::Release);
         for frame in exported {
             self.frames(gpu)
@@ -112,16 +120,54 @@ impl Shared {
         if !try_lock(file.as_raw_fd(), libc::F_OFD_SETLK, libc::F_RDLCK, 0) {
             return None;
         }
+        let index: usize = name.split('-').nth(1)?.parse().ok()?;
+        let importers = self.header().object_importers.get(index)?;
+        let slot = usize::from(self.slot());
+        importers
+            .get(slot / 64)?
+            .fetch_or(1 << (slot % 64), Ordering::Relaxed);
         let text = std::fs::read_to_string(&path).ok()?;
         let mut words = text
             .strip_prefix("spillway-sim-object ")?
             .split_whitespace();
-        let gpu: u32 = words.next()?.parse().ok()?;
+        // Memory of a GPU that this process does not see cannot be had.
+        let gpu = self.seen(words.next()?.parse().ok()?)?;
         let n = (self.config().memory / FRAME) as u32;
         let frames: Vec<u32> = words
             .map(|w| w.parse().ok().filter(|f| *f < n))
             .collect::<Option<_>>()?;
-        (gpu < self.config().gpus && !frames.is_empty()).then_some((gpu, frames, file))
+        (!frames.is_empty()).then_some((gpu, frames, file))
+    }
+
+    /// The slot whose process an exported allocation counts for: its maker, or once that is gone one
+    /// that imported it.
+    #[must_use]
+    pub(crate) fn object_holder(&self, object: usize) -> Option<usize> {
+        let header = self.header();
+        let maker = header.object_maker[object].load(Ordering::Relaxed) as usize;
+        if maker < SLOTS {
+            return Some(maker);
+        }
+        let words = (0..).zip(&header.object_importers[object]);
+        words
+            .map(|(index, word): (usize, _)| (index, word.load(Ordering::Relaxed)))
+            .find(|(_, word)| *word != 0)
+            .map(|(index, word)| index * 64 + word.trailing_zeros() as usize)
+    }
+
+    /// Forgets a process that is gone as the maker or importer of what others still hold.
+    pub(crate) fn disown_objects(&self, slot: usize) {
+        let header = self.header();
+        for object in 0..OBJECTS {
+            header.object_importers[object][slot / 64]
+                .fetch_and(!(1 << (slot % 64)), Ordering::Relaxed);
+            let _ = header.object_maker[object].compare_exchange(
+                slot as u32,
+                u32::MAX,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
     }
 
     /// To be called after the description of an exported allocation was closed.

@@ -249,6 +249,9 @@ impl Pool {
 /// `INVALID_VALUE` if nothing is allocated there.
 pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> R {
     let allocation = classic::find(driver, start)?;
+    if allocation.pool == crate::graph_memory::GRAPH {
+        return crate::graph_pool::free_async(driver, stream, start);
+    }
     let pool = driver.pools.get(allocation.pool);
     if let Some(pool) = &pool {
         let mut state = lock(&pool.state);

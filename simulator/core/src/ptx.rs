@@ -26,9 +26,6 @@ impl Entry {
     }
 }
 
-/// Newest PTX that a 12.8 driver reads.
-const VERSION_MAX: (u32, u32) = (8, 7);
-
 /// What the first bytes of a module image say it is.
 ///
 /// # Errors
@@ -108,11 +105,11 @@ fn parse_param(text: &str, end: usize) -> Option<Param> {
     })
 }
 
-/// The entries of a PTX module.
+/// The entries of a PTX module, for a driver that reads PTX up to version `newest`.
 ///
 /// # Errors
 /// `INVALID_PTX` for text that is not PTX, `UNSUPPORTED_PTX_VERSION` if it is too new.
-pub fn parse(text: &str) -> R<Vec<Entry>> {
+pub fn parse(text: &str, newest: (u32, u32)) -> R<Vec<Entry>> {
     let text = without_comments(text);
     let version = text
         .trim_start()
@@ -127,7 +124,7 @@ pub fn parse(text: &str) -> R<Vec<Entry>> {
         version.0.parse().map_err(|_| INVALID_PTX)?,
         version.1.parse().map_err(|_| INVALID_PTX)?,
     );
-    if version > VERSION_MAX {
+    if version > newest {
         return Err(UNSUPPORTED_PTX_VERSION);
     }
     if !text.contains(".target") {
@@ -169,12 +166,14 @@ pub fn parse(text: &str) -> R<Vec<Entry>> {
 mod tests {
     use super::*;
 
+    const NEWEST: (u32, u32) = (8, 7);
+
     #[test]
     fn entries_and_parameter_layout() {
         let text = "// a comment with .entry\n.version 7.0\n.target sm_70\n.address_size 64\n\
             /* .entry hidden */ .visible .entry one(.param .u32 a, .param .u64 .ptr .global .align 16 p,\n\
             .param .align 8 .b8 blob[12], .param .f32 x)\n{ ret; }\n.entry two { ret; }";
-        let entries = parse(text).unwrap();
+        let entries = parse(text, NEWEST).unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].name, "one");
         let layout: Vec<_> = entries[0]
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_shipped_kernels_are_read() {
-        let entries = parse(include_str!("../../kernels/spillway.ptx")).unwrap();
+        let entries = parse(include_str!("../../kernels/spillway.ptx"), NEWEST).unwrap();
         for entry in &entries {
             assert!(
                 crate::kernels::Builtin::find(&entry.name, entry.params_bytes()).is_some(),
@@ -202,13 +201,16 @@ mod tests {
 
     #[test]
     fn what_is_not_ptx() {
-        assert_eq!(parse("hello"), Err(INVALID_PTX));
+        assert_eq!(parse("hello", NEWEST), Err(INVALID_PTX));
         assert_eq!(
-            parse(".version 7.0\n.target sm_70\n.entry x(.param .q9 a) {}"),
+            parse(
+                ".version 7.0\n.target sm_70\n.entry x(.param .q9 a) {}",
+                NEWEST
+            ),
             Err(INVALID_PTX)
         );
         assert_eq!(
-            parse(".version 99.0\n.target sm_70\n"),
+            parse(".version 8.8\n.target sm_70\n", NEWEST),
             Err(UNSUPPORTED_PTX_VERSION)
         );
         assert_eq!(check_magic(*b"\x7fELF"), Err(NO_BINARY_FOR_GPU));

@@ -15,6 +15,8 @@ use crate::code::{OUT_OF_MEMORY, R};
 use crate::config::{Config, FRAME, GPUS_MAX};
 use crate::files::{holder, map, open_shared, pid_namespace, say, try_lock};
 use crate::frames::{Frames, Owner};
+use crate::identity;
+use crate::selection;
 use crate::state::{DEAD, Engines, HEADER, Header, SLOTS, Slot, open_state};
 use crate::sync::now_ns;
 use std::fs::{File, Permissions};
@@ -37,7 +39,11 @@ pub struct Shared {
     slots_fd: RawFd,
     pid_namespace: u64,
     windows: Vec<Window>,
+    /// The machine, as this process sees it: with the GPUs that are visible to it.
     config: Config,
+    /// The machine's number of each GPU that this process sees; everywhere else GPUs are numbered
+    /// as the process sees them.
+    visible: Vec<u32>,
     /// The slot of this process, if it takes part (NVML only looks).
     slot: Option<u16>,
 }
@@ -60,7 +66,7 @@ impl Drop for Guard<'_> {
 
 impl Shared {
     /// Opens the machine in the configured directory, creating it if it is not there; with
-    /// `takes_part` the process gets a slot.
+    /// `takes_part` the process gets a slot, and sees the GPUs that `CUDA_VISIBLE_DEVICES` selects.
     ///
     /// # Errors
     /// One line that says which file or variable is at fault.
@@ -108,11 +114,21 @@ impl Shared {
             slots_fd,
             pid_namespace: pid_namespace(),
             windows,
+            visible: (0..config.gpus).collect(),
             config,
             slot: None,
         };
         if takes_part {
-            shared.slot = Some(shared.take_slot()?);
+            let uuids: Vec<String> = (0..shared.config.gpus)
+                .map(|gpu| identity::uuid_text(identity::uuid(&shared, gpu)))
+                .collect();
+            let list = std::env::var_os("CUDA_VISIBLE_DEVICES");
+            let list = list.as_ref().map(|list| list.to_string_lossy());
+            shared.visible = selection::select(list.as_deref(), &uuids);
+            shared.config.gpus = shared.visible.len() as u32;
+            if shared.config.gpus > 0 {
+                shared.slot = Some(shared.take_slot()?);
+            }
         }
         Ok(shared)
     }
@@ -132,6 +148,29 @@ impl Shared {
         unsafe { &*self.header }
     }
 
+    /// The machine's number of a GPU that this process sees.
+    #[must_use]
+    pub fn machine(&self, gpu: u32) -> usize {
+        self.visible
+            .get(gpu as usize)
+            .map_or(0, |gpu| *gpu as usize)
+    }
+
+    /// How this process sees the machine's GPU of that number; `None` if it does not.
+    #[must_use]
+    pub fn seen(&self, machine: u32) -> Option<u32> {
+        (0..)
+            .zip(&self.visible)
+            .find(|(_, m)| **m == machine)
+            .map(|(gpu, _)| gpu)
+    }
+
+    /// GPUs of the machine, seen by this process or not.
+    #[must_use]
+    pub(crate) fn machine_gpus(&self) -> u32 {
+        self.windows.len() as u32
+    }
+
     /// The slot of this process.
     #[must_use]
     pub fn slot(&self) -> u16 {
@@ -144,9 +183,25 @@ impl Shared {
         &self.header().slots[self.slot.map_or(0, usize::from)]
     }
 
+    /// Notes that this process has one context more, or one less.
+    pub fn count_context(&self, gpu: u32, more: bool) {
+        let contexts = &self.own().contexts[self.machine(gpu)];
+        if more {
+            contexts.fetch_add(1, Ordering::Relaxed);
+        } else {
+            contexts.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that this process used a compute engine.
+    pub fn count_busy(&self, gpu: u32, ns: u64) {
+        self.engines(gpu).busy_ns.fetch_add(ns, Ordering::Relaxed);
+        self.own().busy_ns[self.machine(gpu)].fetch_add(ns, Ordering::Relaxed);
+    }
+
     #[must_use]
     pub fn engines(&self, gpu: u32) -> &Engines {
-        &self.header().engines[gpu as usize]
+        &self.header().engines[self.machine(gpu)]
     }
 
     #[must_use]
@@ -162,6 +217,10 @@ impl Shared {
 
     #[must_use]
     pub fn frames(&self, gpu: u32) -> Frames<'_> {
+        self.machine_frames(self.machine(gpu))
+    }
+
+    pub(crate) fn machine_frames(&self, machine: usize) -> Frames<'_> {
         let n = (self.config.memory / FRAME) as usize;
         // SAFETY: the state file was sized for `gpus * n` words after the header.
         Frames(unsafe {
@@ -170,7 +229,7 @@ impl Shared {
                     .cast::<u8>()
                     .add(HEADER)
                     .cast::<AtomicU64>()
-                    .add(gpu as usize * n),
+                    .add(machine * n),
                 n,
             )
         })
@@ -181,7 +240,7 @@ impl Shared {
     pub fn frame(&self, gpu: u32, frame: u32) -> *mut u8 {
         // SAFETY: frame numbers come from the table, so the offset is inside the window.
         unsafe {
-            self.windows[gpu as usize]
+            self.windows[self.machine(gpu)]
                 .base
                 .add(frame as usize * FRAME as usize)
         }
@@ -269,9 +328,10 @@ impl Shared {
             let _guard = self.lock();
             let state = slot.state.load(Ordering::Acquire);
             if state & DEAD != 0 {
-                for gpu in 0..self.config.gpus {
-                    self.frames(gpu).replace(|o| matches!(o, Owner::Slot(s) | Owner::Cooling(s, _) if usize::from(s) == index), Owner::Free);
+                for gpu in 0..self.windows.len() {
+                    self.machine_frames(gpu).replace(|o| matches!(o, Owner::Slot(s) | Owner::Cooling(s, _) if usize::from(s) == index), Owner::Free);
                 }
+                self.disown_objects(index);
                 slot.state.store(0, Ordering::Release);
             }
         }
@@ -337,7 +397,7 @@ impl Shared {
             // SAFETY: a plain call on a descriptor that is open.
             let failed = unsafe {
                 libc::posix_fallocate(
-                    self.windows[gpu as usize].file.as_raw_fd(),
+                    self.windows[self.machine(gpu)].file.as_raw_fd(),
                     offset,
                     FRAME as i64,
                 )
@@ -404,9 +464,10 @@ impl Shared {
         for frame in 0..frames.0.len() as u32 {
             let slot = match frames.owner(frame) {
                 Owner::Slot(slot) => usize::from(slot),
-                Owner::Object(object) => {
-                    self.header().object_maker[usize::from(object)].load(Ordering::Relaxed) as usize
-                }
+                Owner::Object(object) => match self.object_holder(usize::from(object)) {
+                    Some(slot) => slot,
+                    None => continue,
+                },
                 Owner::Free | Owner::Cooling(..) => continue,
             };
             if let Some(sum) = bytes.get_mut(slot) {
@@ -421,9 +482,9 @@ impl Shared {
             if let Some(pid) = self.slot_pid(index) {
                 all.push(Process {
                     pid: pid.max(0) as u32,
-                    contexts: slot.contexts[gpu as usize].load(Ordering::Relaxed),
+                    contexts: slot.contexts[self.machine(gpu)].load(Ordering::Relaxed),
                     bytes: bytes[index],
-                    busy_ns: slot.busy_ns[gpu as usize].load(Ordering::Relaxed),
+                    busy_ns: slot.busy_ns[self.machine(gpu)].load(Ordering::Relaxed),
                 });
             }
         }

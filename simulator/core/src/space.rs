@@ -7,6 +7,7 @@
 
 use crate::code::{ILLEGAL_ADDRESS, INVALID_VALUE, OUT_OF_MEMORY, R};
 use crate::config::{FRAME, GPUS_MAX};
+use crate::driver::Driver;
 use crate::ranges::Ranges;
 use crate::shared::Shared;
 use crate::sync::lock;
@@ -58,6 +59,23 @@ impl Physical {
             handle_types,
             flags,
         ))
+    }
+
+    /// Takes `n` frames of `gpu`, each on its own.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn singles(driver: &Driver, gpu: u32, n: u64) -> R<Vec<Arc<Self>>> {
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let shared = driver.shared;
+        let taken = shared.take(gpu, n).or_else(|_| {
+            driver.trim_pools(gpu, true);
+            shared.take(gpu, n)
+        })?;
+        let one = |frame| Self::of(shared, gpu, vec![frame], 0, [0; 8]);
+        Ok(taken.into_iter().map(one).collect())
     }
 
     /// Memory that only counts: a context's, a module's.
@@ -185,6 +203,8 @@ pub struct Region {
     pub access: [u8; GPUS_MAX],
     /// Mapped by `cuMemMap`, not by an allocation call.
     pub vmm: bool,
+    /// Memory pool that it is of, or what stands for one; 0 if it is a context's or of `cuMemMap`.
+    pub pool: u64,
 }
 
 /// What an address belongs to, as the application sees it.

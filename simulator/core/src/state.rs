@@ -14,7 +14,7 @@ pub const SLOTS: usize = 1024;
 /// Exported allocations that can be alive at once.
 pub const OBJECTS: usize = 1024;
 const MAGIC: u64 = 0x5350_4c57_5349_4d31;
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// When each engine of a GPU is free again, in monotonic nanoseconds: a virtual queue that needs
 /// no lock, so that the dead and the stopped hold up nobody.
@@ -66,6 +66,8 @@ pub struct Header {
     /// Generation and state of each exported allocation (0 is free), and the slot that made it.
     pub objects: [AtomicU64; OBJECTS],
     pub object_maker: [AtomicU32; OBJECTS],
+    /// A bit per slot that imported it: when the maker is gone, one of them holds the memory.
+    pub object_importers: [[AtomicU64; SLOTS / 64]; OBJECTS],
 }
 
 /// Bytes before the frames' words.
@@ -88,6 +90,22 @@ fn read_config(header: &Header) -> Config {
         ],
         vmm_cost_milli: get(&header.vmm_cost_milli),
     }
+}
+
+/// The driver's version of a machine that exists: only looks, for those who must not open it yet.
+#[must_use]
+pub fn peek_driver(dir: &Path) -> Option<u32> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::open(dir.join("state")).ok()?;
+    let word = |offset: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset as u64).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    };
+    let ours = word(std::mem::offset_of!(Header, magic))? == MAGIC
+        && word(std::mem::offset_of!(Header, version))? == VERSION;
+    let driver = word(std::mem::offset_of!(Header, driver))? as u32;
+    (ours && crate::release::Release::of(driver).is_some()).then_some(driver)
 }
 
 /// Maps `state`, making it first if it is not there, or if nobody uses a default one that was
@@ -117,6 +135,7 @@ pub fn open_state(
             let whole = header.magic.load(Ordering::Acquire) == MAGIC
                 && header.version.load(Ordering::Relaxed) == VERSION
                 && (1..=GPUS_MAX as u32).contains(&config.gpus)
+                && crate::release::Release::of(config.driver).is_some()
                 && size as u64
                     >= HEADER as u64 + config.memory / FRAME * u64::from(config.gpus) * 8;
             let in_use = (0..SLOTS).any(|i| {

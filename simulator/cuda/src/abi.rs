@@ -5,12 +5,17 @@
 
 use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R, UNKNOWN};
 use spillway_simulator_core::driver;
+use spillway_simulator_core::release::RELEASES;
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs the body of an export.
-pub fn enter(name: &'static str, body: impl FnOnce() -> R) -> u32 {
+/// Runs the body of an export that exists since version `since` of the driver.
+pub fn enter(name: &'static str, since: u32, body: impl FnOnce() -> R) -> u32 {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // Most are older than any driver here, and known to be when this is compiled.
+        if since > RELEASES[0].cuda && driver::version().is_ok_and(|driver| since > driver) {
+            return Err(NOT_SUPPORTED);
+        }
         if let Ok(driver) = driver::get() {
             driver.faults.strike(name)?;
         }
@@ -24,8 +29,8 @@ pub fn enter(name: &'static str, body: impl FnOnce() -> R) -> u32 {
 }
 
 /// What an entry point answers that exists and does nothing.
-pub fn unsupported(name: &'static str) -> u32 {
-    enter(name, || driver::get().and(Err(NOT_SUPPORTED)))
+pub fn unsupported(name: &'static str, since: u32) -> u32 {
+    enter(name, since, || driver::get().and(Err(NOT_SUPPORTED)))
 }
 
 /// Where the caller wants a result.
@@ -44,6 +49,11 @@ impl<T> Out<T> {
     /// A result that nobody asked for.
     pub fn none() -> Self {
         Self(std::ptr::null_mut())
+    }
+
+    /// A result at an address that the caller passed as a number.
+    pub fn of(address: usize) -> Self {
+        Self(address as *mut T)
     }
 
     pub fn is_null(self) -> bool {
@@ -188,7 +198,7 @@ macro_rules! exports {
     (fn $name:ident ($($arg:ident: $type:ty),* $(,)?) $body:block $($rest:tt)*) => {
         #[unsafe(no_mangle)]
         pub extern "C" fn $name($($arg: $type),*) -> u32 {
-            $crate::abi::enter(stringify!($name), move || $body)
+            $crate::abi::enter(stringify!($name), $crate::table::since::$name, move || $body)
         }
         exports! { $($rest)* }
     };
@@ -196,12 +206,12 @@ macro_rules! exports {
         #[unsafe(no_mangle)]
         pub extern "C" fn $name($($arg: $type),*) -> u32 {
             let $flag = false;
-            $crate::abi::enter(stringify!($name), move || $body)
+            $crate::abi::enter(stringify!($name), $crate::table::since::$name, move || $body)
         }
         #[unsafe(no_mangle)]
         pub extern "C" fn $twin($($arg: $type),*) -> u32 {
             let $flag = true;
-            $crate::abi::enter(stringify!($twin), move || $body)
+            $crate::abi::enter(stringify!($twin), $crate::table::since::$twin, move || $body)
         }
         exports! { $($rest)* }
     };

@@ -2,14 +2,18 @@
 //! simulator does not do.
 
 use spillway_simulator_core::identity;
+use spillway_simulator_core::shared::Shared;
 
 /// Compute capability, major and minor.
 pub const CAPABILITY: (i32, i32) = (9, 0);
 /// Multiprocessors.
 pub const MULTIPROCESSORS: i32 = 132;
 
-/// The value of a `CUdevice_attribute`; `None` if there is none of that number.
-pub fn of(attribute: i32, gpu: u32) -> Option<i32> {
+/// The value of a `CUdevice_attribute`; `None` if the driver has none of that number.
+pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
+    if attribute >= shared.config().release().attributes_end {
+        return None;
+    }
     Some(match attribute {
         // Threads per block, block and grid dimensions.
         1 => 1024,
@@ -43,7 +47,7 @@ pub fn of(attribute: i32, gpu: u32) -> Option<i32> {
         72 => 2_097_120,
         31 => 1,
         32 => 1,
-        33 => identity::bus(gpu) as i32,
+        33 => identity::bus(shared, gpu) as i32,
         34 | 50 => 0,
         35 => 0,
         36 => 2_619_000,

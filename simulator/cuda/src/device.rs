@@ -125,8 +125,8 @@ exports! {
 
     fn cuDeviceGetAttribute(value: Out<i32>, attribute: i32, ordinal: i32) {
         value.needed()?;
-        let (_, gpu) = device(ordinal)?;
-        value.set(attributes::of(attribute, gpu).ok_or(INVALID_VALUE)?)
+        let (driver, gpu) = device(ordinal)?;
+        value.set(attributes::of(attribute, driver.shared, gpu).ok_or(INVALID_VALUE)?)
     }
 
     fn cuDeviceComputeCapability(major: Out<i32>, minor: Out<i32>, ordinal: i32) {
@@ -136,24 +136,24 @@ exports! {
     }
 
     fn cuDeviceGetProperties(properties: Out<DeviceProperties>, ordinal: i32) {
-        let (_, gpu) = device(ordinal)?;
+        let (driver, gpu) = device(ordinal)?;
         let mut numbers = [0; 14];
         // Threads per block, block and grid dimensions, shared memory ... as attributes 1 to 14.
         for (number, attribute) in numbers.iter_mut().zip(1..) {
-            *number = attributes::of(attribute, gpu).unwrap_or(0);
+            *number = attributes::of(attribute, driver.shared, gpu).unwrap_or(0);
         }
         properties.set(DeviceProperties { numbers })
     }
 
     fn cuDeviceGetPCIBusId(name: Out<c_char>, capacity: i32, ordinal: i32) {
-        let (_, gpu) = device(ordinal)?;
-        string(name, capacity, &identity::bus_id(gpu))
+        let (driver, gpu) = device(ordinal)?;
+        string(name, capacity, &identity::bus_id(driver.shared, gpu))
     }
 
     fn cuDeviceGetByPCIBusId(device_out: Out<i32>, name: In<c_char>) {
         let driver = driver::get()?;
         let name = text(name)?;
-        let gpu = (0..driver.shared.config().gpus).find(|gpu| identity::is_bus_id(*gpu, &name));
+        let gpu = (0..driver.shared.config().gpus).find(|gpu| identity::is_bus_id(driver.shared, *gpu, &name));
         device_out.set(gpu.ok_or(INVALID_DEVICE)? as i32)
     }
 
@@ -232,17 +232,5 @@ exports! {
         let _ = (format, channels);
         device(ordinal)?;
         width.set(1 << 28)
-    }
-
-    fn cuDeviceGetGraphMemAttribute(ordinal: i32, attribute: i32, value: Out<u64>) {
-        device(ordinal)?;
-        if !(0..=3).contains(&attribute) {
-            return Err(INVALID_VALUE);
-        }
-        value.set(0)
-    }
-
-    fn cuDeviceGraphMemTrim(ordinal: i32) {
-        device(ordinal).map(|_| ())
     }
 }

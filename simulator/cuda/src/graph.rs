@@ -3,20 +3,22 @@
 use crate::abi::{In, Out, exports};
 use crate::copy;
 use crate::fill;
+use crate::graph_memory;
 use crate::launch::{self, Shape};
-use crate::layout::{Copy3d, HostNode, KernelNode, KernelNode2, MemsetNode};
-use crate::submit::{stream, submit};
+use crate::layout::{Copy3d, HostNode, KernelNode, KernelNode2, MemsetNode, NodeParams};
+use crate::submit::stream;
 use spillway_simulator_core::capture;
-use spillway_simulator_core::code::{INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R};
+use spillway_simulator_core::code::{
+    INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R, STREAM_CAPTURE_UNSUPPORTED,
+};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::event::State;
 use spillway_simulator_core::exec::{Callback, Fill, Op};
 use spillway_simulator_core::graph::{self, Exec, Graph};
-use spillway_simulator_core::space::fresh_id;
 use spillway_simulator_core::stream::Stream;
 use spillway_simulator_core::sync::lock;
 use std::ffi::c_char;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// The graph of a handle.
 ///
@@ -58,7 +60,78 @@ fn add(
     let graph = graph_of(driver, graph)?;
     let after = after.list(count)?;
     let op = op(driver)?;
-    out.set(graph.add(kind, op, &after)?)
+    out.set(graph.add(kind, &after, |_, _| Ok(op))?)
+}
+
+/// The work of a node that embeds another graph: a copy of it, or itself if it shall belong to its parent.
+///
+/// # Errors
+/// `NOT_SUPPORTED` for a copy of a graph with memory nodes.
+fn child_op(driver: &'static Driver, child: u64, moves: bool) -> R<Op> {
+    let child = graph_of(driver, child)?;
+    Ok(Op::Child(if moves { child } else { child.copy(driver)? }))
+}
+
+fn record_event_op(driver: &Driver, event: u64) -> R<Op> {
+    driver
+        .events
+        .get(event)
+        .ok_or(INVALID_HANDLE)
+        .map(Op::RecordEvent)
+}
+
+fn wait_event_op(driver: &Driver, event: u64) -> R<Op> {
+    let event = driver.events.get(event).ok_or(INVALID_HANDLE)?;
+    Ok(match event.state() {
+        State::Recorded(marker) => Op::Wait(marker),
+        _ => Op::Empty,
+    })
+}
+
+fn host_op(node: &HostNode) -> R<Op> {
+    let function = node.function.ok_or(INVALID_VALUE)?;
+    Ok(Op::Callback(Callback::Host(function, node.data as usize)))
+}
+
+/// `cuGraphAddNode`: the kind says which of the structures follows.
+fn add_any(out: Out<u64>, graph: u64, after: In<u64>, count: usize, params: Out<NodeParams>) -> R {
+    const OWNERSHIP_MOVE: u32 = 1;
+    params.needed()?;
+    let given = In::<NodeParams>::of(params.raw() as u64).get()?;
+    let at = params.raw() as u64 + std::mem::offset_of!(NodeParams, rest) as u64;
+    match given.kind {
+        graph::KERNEL => add(out, graph, after, count, given.kind, |_| {
+            let node = In::<KernelNode2>::of(at).get()?;
+            kernel_op(&node.first, node.kernel)
+        }),
+        graph::MEMCPY => add(out, graph, after, count, given.kind, |_| {
+            // Flags and a context come first.
+            let copy = In::<Copy3d>::of(at + 16).get()?;
+            Ok(Op::Copy(copy::shaped(&copy)?.0))
+        }),
+        graph::MEMSET => add(out, graph, after, count, given.kind, |_| {
+            fill_op(&In::<MemsetNode>::of(at).get()?)
+        }),
+        graph::HOST => add(out, graph, after, count, given.kind, |_| {
+            host_op(&In::<HostNode>::of(at).get()?)
+        }),
+        graph::CHILD => add(out, graph, after, count, given.kind, |driver| {
+            let moves = In::<u32>::of(at + 8).get()? == OWNERSHIP_MOVE;
+            child_op(driver, In::<u64>::of(at).get()?, moves)
+        }),
+        graph::EMPTY => add(out, graph, after, count, given.kind, |_| Ok(Op::Empty)),
+        graph::WAIT_EVENT => add(out, graph, after, count, given.kind, |driver| {
+            wait_event_op(driver, In::<u64>::of(at).get()?)
+        }),
+        graph::RECORD_EVENT => add(out, graph, after, count, given.kind, |driver| {
+            record_event_op(driver, In::<u64>::of(at).get()?)
+        }),
+        graph::MEM_ALLOC => graph_memory::add_alloc(out, graph, after, count, Out::of(at as usize)),
+        graph::MEM_FREE => {
+            graph_memory::add_free(out, graph, after, count, In::<u64>::of(at).get()?)
+        }
+        _ => Err(NOT_SUPPORTED),
+    }
 }
 
 /// The work of a kernel node.
@@ -100,24 +173,40 @@ pub fn fill_op(node: &MemsetNode) -> R<Op> {
     Ok(Op::Fill(fill))
 }
 
-fn instantiate(out: Out<u64>, graph: u64, flags: u64) -> R {
+const UPLOAD: u64 = 2;
+
+fn instantiate(out: Out<u64>, graph: u64, flags: u64) -> R<Arc<Exec>> {
     out.needed()?;
     let driver = driver::get()?;
-    // AUTO_FREE_ON_LAUNCH, UPLOAD, USE_NODE_PRIORITY change nothing here; DEVICE_LAUNCH would.
+    // USE_NODE_PRIORITY changes nothing here; DEVICE_LAUNCH would.
     if flags & !0xf != 0 {
         return Err(INVALID_VALUE);
     }
     if flags & 4 != 0 {
         return Err(NOT_SUPPORTED);
     }
-    let plan = graph_of(driver, graph)?.plan()?;
-    let exec = Arc::new(Exec {
-        id: fresh_id(),
-        flags,
-        plan: Mutex::new(plan),
-    });
-    driver.execs.insert(exec.id, Arc::clone(&exec));
-    out.set(exec.id)
+    let exec = graph_of(driver, graph)?.instantiate(driver, flags)?;
+    out.set(exec.id)?;
+    Ok(exec)
+}
+
+/// Launches, or makes a child node if the stream captures.
+fn launch(exec: u64, on: u64, per_thread: bool, upload: bool) -> R {
+    let driver = driver::get()?;
+    let stream = stream(on, per_thread)?;
+    let exec = driver.execs.get(exec).ok_or(INVALID_VALUE)?;
+    stream.context.check()?;
+    crate::submit::refuse_implicit(&stream)?;
+    match capture::current(&stream) {
+        Some(_) if upload => Err(STREAM_CAPTURE_UNSUPPORTED),
+        Some(capture) => {
+            let child = exec.graph(driver)?;
+            capture
+                .record(&stream, graph::CHILD, Op::Child(child))
+                .map(|_| ())
+        }
+        None => exec.launch(driver, &stream, upload),
+    }
 }
 
 fn capture_info(
@@ -203,19 +292,13 @@ exports! {
     }
 
     fn cuGraphDestroy(handle: u64) {
-        driver::get()?.graphs.remove(handle).map(|_| ()).ok_or(INVALID_VALUE)
+        Graph::forget(driver::get()?, handle)
     }
 
     fn cuGraphClone(out: Out<u64>, handle: u64) {
         out.needed()?;
         let driver = driver::get()?;
-        let original = graph_of(driver, handle)?;
-        let clone = Graph::new(driver);
-        let mut nodes = lock(&original.nodes).clone();
-        for node in &mut nodes {
-            node.id = fresh_id();
-        }
-        *lock(&clone.nodes) = nodes;
+        let clone = graph_of(driver, handle)?.copy(driver)?;
         out.set(clone.id)
     }
 
@@ -245,30 +328,28 @@ exports! {
     }
 
     fn cuGraphAddHostNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, node: In<HostNode>) {
-        add(out, graph, after, count, graph::HOST, |_| {
-            let node = node.get()?;
-            Ok(Op::Callback(Callback::Host(node.function.ok_or(INVALID_VALUE)?, node.data as usize)))
-        })
+        add(out, graph, after, count, graph::HOST, |_| host_op(&node.get()?))
     }
 
     fn cuGraphAddChildGraphNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, child: u64) {
-        add(out, graph, after, count, graph::CHILD, |driver| Ok(Op::Graph(graph_of(driver, child)?.plan()?)))
+        add(out, graph, after, count, graph::CHILD, |driver| child_op(driver, child, false))
     }
 
     fn cuGraphAddEventRecordNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, event: u64) {
-        add(out, graph, after, count, graph::RECORD_EVENT, |driver| {
-            driver.events.get(event).ok_or(INVALID_HANDLE).map(Op::RecordEvent)
-        })
+        add(out, graph, after, count, graph::RECORD_EVENT, |driver| record_event_op(driver, event))
     }
 
     fn cuGraphAddEventWaitNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, event: u64) {
-        add(out, graph, after, count, graph::WAIT_EVENT, |driver| {
-            let event = driver.events.get(event).ok_or(INVALID_HANDLE)?;
-            Ok(match event.state() {
-                State::Recorded(marker) => Op::Wait(marker),
-                _ => Op::Empty,
-            })
-        })
+        add(out, graph, after, count, graph::WAIT_EVENT, |driver| wait_event_op(driver, event))
+    }
+
+    fn cuGraphAddNode(out: Out<u64>, graph: u64, after: In<u64>, count: usize, params: Out<NodeParams>) {
+        add_any(out, graph, after, count, params)
+    }
+
+    fn cuGraphAddNode_v2(out: Out<u64>, graph: u64, after: In<u64>, edges: In<u64>, count: usize, params: Out<NodeParams>) {
+        let _ = edges;
+        add_any(out, graph, after, count, params)
     }
 
     fn cuGraphAddDependencies(graph: u64, from: In<u64>, to: In<u64>, count: usize) {
@@ -288,25 +369,30 @@ exports! {
     fn cuGraphInstantiate(out: Out<u64>, graph: u64, node: Out<u64>, log: In<c_char>, bytes: usize) {
         let _ = (log, bytes);
         node.offer(0);
-        instantiate(out, graph, 0)
+        instantiate(out, graph, 0).map(|_| ())
     }
 
     fn cuGraphInstantiate_v2(out: Out<u64>, graph: u64, node: Out<u64>, log: In<c_char>, bytes: usize) {
         let _ = (log, bytes);
         node.offer(0);
-        instantiate(out, graph, 0)
+        instantiate(out, graph, 0).map(|_| ())
     }
 
     fn cuGraphInstantiateWithFlags(out: Out<u64>, graph: u64, flags: u64) {
-        instantiate(out, graph, flags)
+        instantiate(out, graph, flags).map(|_| ())
     }
 
     fn cuGraphInstantiateWithParams / cuGraphInstantiateWithParams_ptsz [per_thread] (out: Out<u64>, graph: u64, params: Out<[u64; 4]>) {
-        let _ = per_thread;
         params.needed()?;
         let mut given = In::<[u64; 4]>::of(params.raw() as u64).get()?;
-        instantiate(out, graph, given[0])?;
-        // Upload stream stays; no failed node; result 0 is success.
+        let exec = instantiate(out, graph, given[0])?;
+        if given[0] & UPLOAD != 0
+            && let Err(code) = launch(exec.id, given[1], per_thread, true)
+        {
+            driver::get()?.execs.remove(exec.id);
+            return Err(code);
+        }
+        // No failed node; result 0 is success.
         given[2] = 0;
         given[3] = 0;
         params.set(given)
@@ -321,17 +407,11 @@ exports! {
     }
 
     fn cuGraphLaunch / cuGraphLaunch_ptsz [per_thread] (exec: u64, on: u64) {
-        let driver = driver::get()?;
-        let stream = stream(on, per_thread)?;
-        let exec = driver.execs.get(exec).ok_or(INVALID_VALUE)?;
-        let plan = Arc::clone(&lock(&exec.plan));
-        submit(&stream, graph::CHILD, Op::Graph(plan)).map(|_| ())
+        launch(exec, on, per_thread, false)
     }
 
     fn cuGraphUpload / cuGraphUpload_ptsz [per_thread] (exec: u64, on: u64) {
-        driver::get()?.execs.get(exec).ok_or(INVALID_VALUE)?;
-        let stream = stream(on, per_thread)?;
-        submit(&stream, graph::EMPTY, Op::Empty).map(|_| ())
+        launch(exec, on, per_thread, true)
     }
 
     fn cuStreamBeginCaptureToGraph / cuStreamBeginCaptureToGraph_ptsz [per_thread] (

@@ -152,6 +152,26 @@ pub struct HostNode {
     pub data: u64,
 }
 
+/// `CUDA_MEM_ALLOC_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AllocNode {
+    pub pool: PoolProperties,
+    pub access: u64,
+    pub access_count: usize,
+    pub bytes: usize,
+    pub address: u64,
+}
+
+/// `CUgraphNodeParams`: the kind of a node and its structure.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NodeParams {
+    pub kind: u32,
+    pub reserved: [u32; 3],
+    pub rest: [u64; 30],
+}
+
 /// `CUDA_ARRAY_DESCRIPTOR`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -216,6 +236,14 @@ mod tests {
         assert_eq!(
             size_of::<HostNode>(),
             size_of::<sys::CUDA_HOST_NODE_PARAMS_st>()
+        );
+        assert_eq!(
+            size_of::<AllocNode>(),
+            size_of::<sys::CUDA_MEM_ALLOC_NODE_PARAMS_v2_st>()
+        );
+        assert_eq!(
+            size_of::<NodeParams>(),
+            size_of::<sys::CUgraphNodeParams_st>()
         );
         assert_eq!(
             size_of::<ArrayDescriptor>(),

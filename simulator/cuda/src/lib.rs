@@ -1,8 +1,8 @@
 //! libcuda.so.1 over the simulated device.
 //!
 //! Each file holds one family of exports; `abi.rs` is the border they all cross. Whatever is not
-//! implemented exists nevertheless and answers NOT_SUPPORTED (`build.rs`). Loading the library
-//! does nothing; everything begins with `cuInit`.
+//! implemented exists nevertheless and answers NOT_SUPPORTED (`build.rs`). Loading the library only
+//! hides what the simulated driver is too old for (`visible.rs`); everything begins with `cuInit`.
 
 // The ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
 #![allow(clippy::cast_possible_truncation)]
@@ -19,6 +19,7 @@ mod device;
 mod event;
 mod fill;
 mod graph;
+mod graph_memory;
 mod graph_query;
 mod host;
 mod init;
@@ -35,4 +36,5 @@ mod stream;
 mod stubs;
 mod submit;
 mod table;
+mod visible;
 mod vmm;

@@ -2,6 +2,7 @@
 
 use crate::abi::{In, Out, exports};
 use crate::device::device;
+use crate::graph_memory;
 use crate::layout::{AccessDescriptor, LOCATION_DEVICE, Location, PoolProperties};
 use crate::submit::{here, stream};
 use spillway_simulator_core::capture;
@@ -9,8 +10,6 @@ use spillway_simulator_core::code::{
     INVALID_HANDLE, INVALID_VALUE, NOT_SUPPORTED, R, STREAM_CAPTURE_INVALIDATED,
 };
 use spillway_simulator_core::driver::{self, Driver};
-use spillway_simulator_core::exec::Op;
-use spillway_simulator_core::graph::{MEM_ALLOC, MEM_FREE};
 use spillway_simulator_core::pool::{self, Pool};
 use spillway_simulator_core::sync::lock;
 use std::ffi::c_void;
@@ -43,12 +42,16 @@ fn allocate(out: Out<u64>, bytes: usize, from: Option<u64>, on: u64, per_thread:
     if capture.as_ref().is_some_and(|capture| capture.invalid()) {
         return Err(STREAM_CAPTURE_INVALIDATED);
     }
-    let address = pool.allocate(driver, &stream, bytes as u64)?;
     if let Some(capture) = capture {
-        capture.own_memory(address);
-        capture.record(&stream, MEM_ALLOC, Op::Empty)?;
+        // The pool says only what the memory shall be like: it is the graph's.
+        return out.set(graph_memory::capture_alloc(
+            &capture,
+            &stream,
+            pool.gpu,
+            bytes as u64,
+        )?);
     }
-    out.set(address)
+    out.set(pool.allocate(driver, &stream, bytes as u64)?)
 }
 
 exports! {
@@ -66,8 +69,7 @@ exports! {
         stream.context.check()?;
         crate::submit::refuse_implicit(&stream)?;
         if let Some(capture) = capture::current(&stream) {
-            // Memory of a graph stays with the graph.
-            return capture.record(&stream, MEM_FREE, Op::Empty).map(|_| ());
+            return graph_memory::capture_free(&capture, &stream, address);
         }
         pool::free_async(driver, &stream, address)
     }

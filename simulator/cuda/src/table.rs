@@ -3,7 +3,6 @@
 /// One exported variant of a function.
 pub struct Row {
     pub base: &'static str,
-    #[cfg_attr(not(test), expect(dead_code, reason = "for tests and debuggers"))]
     pub symbol: &'static str,
     /// The CUDA version that introduced it, as 1000 * major + 10 * minor.
     pub version: u32,

@@ -172,7 +172,7 @@ exports! {
         if !fits || space.any_region(start, size) {
             return Err(INVALID_VALUE);
         }
-        space.regions.insert(start, Region { length: size, physical, access: [0; GPUS_MAX], vmm: true });
+        space.regions.insert(start, Region { length: size, physical, access: [0; GPUS_MAX], vmm: true, pool: 0 });
         Ok(())
     }
 

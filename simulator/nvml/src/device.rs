@@ -40,15 +40,15 @@ fn padded<const N: usize>(text: &str) -> [u8; N] {
 }
 
 fn pci(of: u64, to: Out<PciInfo>) -> R {
-    let (_, gpu) = gpu(of)?;
+    let (shared, gpu) = gpu(of)?;
     to.set(PciInfo {
-        legacy: padded(&identity::bus_id(gpu)),
+        legacy: padded(&identity::bus_id(shared, gpu)),
         domain: 0,
-        bus: identity::bus(gpu),
+        bus: identity::bus(shared, gpu),
         device: 0,
         device_id: DEVICE_ID,
         subsystem_id: 0,
-        bus_id: padded(&format!("0000{}", identity::bus_id(gpu))),
+        bus_id: padded(&format!("0000{}", identity::bus_id(shared, gpu))),
     })
 }
 
@@ -65,7 +65,7 @@ fn by_bus(name: *const c_char, to: Out<u64>) -> R {
     let name = text(name)?;
     to.set(handle(
         (0..shared.config().gpus)
-            .find(|gpu| identity::is_bus_id(*gpu, &name))
+            .find(|gpu| identity::is_bus_id(shared, *gpu, &name))
             .ok_or(NOT_FOUND)?,
     ))
 }
@@ -150,11 +150,11 @@ exports! {
     }
 
     fn nvmlDeviceGetPciInfo_v2(of: u64, to: Out<PciInfo2>) {
-        let (_, gpu) = gpu(of)?;
+        let (shared, gpu) = gpu(of)?;
         to.set(PciInfo2 {
-            bus_id: padded(&identity::bus_id(gpu)),
+            bus_id: padded(&identity::bus_id(shared, gpu)),
             domain: 0,
-            bus: identity::bus(gpu),
+            bus: identity::bus(shared, gpu),
             device: 0,
             device_id: DEVICE_ID,
             subsystem_id: 0,

@@ -79,14 +79,14 @@ fn list<T>(count: Out<u32>, to: Out<T>, items: Vec<T>) -> R {
         .try_for_each(|(index, item)| to.set_at(index, item))
 }
 
-/// Processes with a context on the GPU. One that this pid namespace cannot see has no number to
+/// Processes with a context or memory on the GPU. One that this pid namespace cannot see has no number to
 /// be listed under.
 fn processes(of: u64) -> R<Vec<Process>> {
     let (shared, gpu) = gpu(of)?;
     Ok(shared
         .processes(gpu)
         .into_iter()
-        .filter(|p| p.contexts > 0 && p.pid != 0)
+        .filter(|p| (p.contexts > 0 || p.bytes > 0) && p.pid != 0)
         .collect())
 }
 

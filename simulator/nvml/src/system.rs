@@ -4,9 +4,6 @@ use crate::abi::{NOT_FOUND, Out, exports, put_text};
 use crate::state;
 use std::ffi::c_char;
 
-/// What a driver of CUDA 12.8 calls itself.
-const DRIVER_VERSION: &str = "570.86.15";
-
 const ERRORS: &[(u32, &str)] = &[
     (0, "Success\0"),
     (1, "Uninitialized\0"),
@@ -50,13 +47,12 @@ exports! {
     }
 
     fn nvmlSystemGetDriverVersion(to: Out<u8>, capacity: u32) {
-        state::shared()?;
-        put_text(to, capacity, DRIVER_VERSION)
+        put_text(to, capacity, state::shared()?.config().release().package)
     }
 
     fn nvmlSystemGetNVMLVersion(to: Out<u8>, capacity: u32) {
-        state::shared()?;
-        put_text(to, capacity, &format!("12.{DRIVER_VERSION}"))
+        let release = state::shared()?.config().release();
+        put_text(to, capacity, &format!("{}.{}", release.cuda / 1000, release.package))
     }
 
     fn nvmlSystemGetCudaDriverVersion(version: Out<i32>) {

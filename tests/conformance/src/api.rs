@@ -374,6 +374,38 @@ pub struct KernelNodeParams {
     pub context: Handle,
 }
 
+/// `CUDA_MEM_ALLOC_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AllocNodeParams {
+    pub pool: PoolProps,
+    pub access: usize,
+    pub access_count: usize,
+    pub bytes: usize,
+    pub address: Dptr,
+}
+
+/// `CUDA_MEMSET_NODE_PARAMS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemsetNodeParams {
+    pub address: Dptr,
+    pub pitch: usize,
+    pub value: u32,
+    pub element: u32,
+    pub width: usize,
+    pub height: usize,
+}
+
+/// `CUgraphNodeParams`: the kind, then the kind's own structure.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NodeParams {
+    pub kind: i32,
+    pub reserved: [i32; 3],
+    pub rest: [u64; 30],
+}
+
 /// `CUipcMemHandle`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -425,6 +457,7 @@ functions! { cuda:
     cuDeviceGetMemPool(pool: &mut Handle, device: i32);
     cuDeviceSetMemPool(device: i32, pool: Handle);
     cuDeviceGetGraphMemAttribute(device: i32, attribute: i32, value: &mut u64);
+    cuDeviceSetGraphMemAttribute(device: i32, attribute: i32, value: &u64);
     cuDeviceGraphMemTrim(device: i32);
     cuDeviceCanAccessPeer(can: &mut i32, device: i32, peer: i32);
     cuDevicePrimaryCtxRetain(context: &mut Handle, device: i32);
@@ -559,6 +592,17 @@ functions! { cuda:
     cuGraphDestroy(graph: Handle);
     cuGraphAddKernelNode_v2(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, params: &KernelNodeParams);
     cuGraphAddEmptyNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize);
+    cuGraphAddMemAllocNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, params: &mut AllocNodeParams);
+    cuGraphAddMemFreeNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, address: Dptr);
+    cuGraphAddMemsetNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, params: &MemsetNodeParams, context: Handle);
+    cuGraphAddChildGraphNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, child: Handle);
+    cuGraphAddNode(node: &mut Handle, graph: Handle, dependencies: *const Handle, n: usize, params: &mut NodeParams);
+    cuGraphMemAllocNodeGetParams(node: Handle, params: &mut AllocNodeParams);
+    cuGraphMemFreeNodeGetParams(node: Handle, address: &mut Dptr);
+    cuGraphChildGraphNodeGetGraph(node: Handle, graph: &mut Handle);
+    cuGraphNodeGetType(node: Handle, kind: &mut i32);
+    cuGraphClone(clone: &mut Handle, graph: Handle);
+    cuGraphUpload(exec: Handle, stream: Handle);
     cuGraphGetNodes(graph: Handle, nodes: *mut Handle, n: &mut usize);
     cuGraphInstantiateWithFlags(exec: &mut Handle, graph: Handle, flags: u64);
     cuGraphLaunch(exec: Handle, stream: Handle);
@@ -587,7 +631,22 @@ functions! { cuda:
         shared_bytes: u32, stream: Handle, params: *mut *mut c_void);
 }
 
+/// `nvmlProcessInfo_v1_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NvmlProcessV1 {
+    pub pid: u32,
+    pub used_bytes: u64,
+}
+
 functions! { nvml:
+    nvmlSystemGetCudaDriverVersion_v2(version: &mut i32);
+    nvmlDeviceGetComputeRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetComputeRunningProcesses_v2(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
+    nvmlDeviceGetGraphicsRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetGraphicsRunningProcesses_v3(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
+    nvmlDeviceGetMPSComputeRunningProcesses(device: Handle, n: &mut u32, processes: *mut NvmlProcessV1);
+    nvmlDeviceGetMPSComputeRunningProcesses_v3(device: Handle, n: &mut u32, processes: *mut NvmlProcess);
     nvmlInit_v2();
     nvmlShutdown();
     nvmlDeviceGetCount_v2(count: &mut u32);

@@ -197,8 +197,9 @@ fn daemon(report: &mut Report, status: &Status) {
             report.warn(
                 "workloads",
                 format!(
-                    "workload {} asked for {} unknown driver entry points",
-                    workload.name, workload.unknown_entry_points
+                    "workload {} asked for unknown driver entry points ({})",
+                    workload.name,
+                    status::unknown(workload)
                 ),
                 "use a newer libspillway.so",
             );

@@ -263,9 +263,9 @@ fn registered(report: &mut Report, status: &Status, pid: i32, driver: bool) {
         report.warn(
             "entry_points",
             format!(
-                "it asked for {} driver entry points that this library does not know: what they \
+                "it asked for driver entry points that this library does not know ({}): what they \
                  do is not counted",
-                workload.unknown_entry_points
+                status::unknown(workload)
             ),
             "use a newer libspillway.so",
         );

@@ -26,10 +26,10 @@ pub struct Line {
 pub struct Hot {
     pub cuLaunchKernel: Slot<sig::cuLaunchKernel>,
     pub cuLaunchKernelEx: Slot<sig::cuLaunchKernelEx>,
-    pub cuGraphLaunch: Slot<sig::cuGraphLaunch>,
     pub cuMemcpyAsync: Slot<sig::cuMemcpyAsync>,
     pub cuMemcpyHtoDAsync_v2: Slot<sig::cuMemcpyHtoDAsync_v2>,
     pub cuMemcpyDtoHAsync_v2: Slot<sig::cuMemcpyDtoHAsync_v2>,
+    pub cuMemcpyDtoDAsync_v2: Slot<sig::cuMemcpyDtoDAsync_v2>,
 }
 
 const _: () = assert!(size_of::<Line>() == 64, "one cache line");
@@ -41,9 +41,9 @@ pub static LINE: Line = Line {
     hot: Hot {
         cuLaunchKernel: Slot::new(stubs::cuLaunchKernel as *mut ()),
         cuLaunchKernelEx: Slot::new(stubs::cuLaunchKernelEx as *mut ()),
-        cuGraphLaunch: Slot::new(stubs::cuGraphLaunch as *mut ()),
         cuMemcpyAsync: Slot::new(stubs::cuMemcpyAsync as *mut ()),
         cuMemcpyHtoDAsync_v2: Slot::new(stubs::cuMemcpyHtoDAsync_v2 as *mut ()),
         cuMemcpyDtoHAsync_v2: Slot::new(stubs::cuMemcpyDtoHAsync_v2 as *mut ()),
+        cuMemcpyDtoDAsync_v2: Slot::new(stubs::cuMemcpyDtoDAsync_v2 as *mut ()),
     },
 };

@@ -99,6 +99,16 @@ pub enum Place {
     Slab(u64),
     /// The driver's own allocation.
     Driver,
+    /// The driver's own, from a pool of the driver's: charged with the pool.
+    Pool,
+}
+
+impl Place {
+    /// The driver made it, and is to free it.
+    #[must_use]
+    pub fn is_drivers(self) -> bool {
+        matches!(self, Self::Driver | Self::Pool)
+    }
 }
 
 /// One live application pointer.
@@ -116,8 +126,8 @@ pub struct Alloc {
     pub context: usize,
     /// Device index.
     pub device: usize,
-    /// It came from a stream-ordered call.
-    pub ordered: bool,
+    /// The memory pool of the stream-ordered call that it came from; 0: it came from another call.
+    pub pool: u64,
 }
 
 /// The bookkeeping.
@@ -154,7 +164,7 @@ impl Heap {
     }
 
     /// Carves a small allocation from a slab of `context`, the fullest that has room.
-    pub fn carve(&mut self, context: usize, bytes: u64, ordered: bool) -> Option<u64> {
+    pub fn carve(&mut self, context: usize, bytes: u64, pool: u64) -> Option<u64> {
         let need = small_size(bytes);
         let &key = self
             .slabs
@@ -181,7 +191,7 @@ impl Heap {
                 place,
                 context,
                 device,
-                ordered,
+                pool,
             },
         );
         Some(ptr)
@@ -195,7 +205,7 @@ impl Heap {
     }
 
     /// Adds a block that is one allocation of `bytes`.
-    pub fn add_own(&mut self, block: Block, bytes: u64, ordered: bool) {
+    pub fn add_own(&mut self, block: Block, bytes: u64, pool: u64) {
         let (ptr, context, device) = (block.base, block.context, block.device);
         let id = self.next_id();
         self.allocs.insert(
@@ -207,23 +217,22 @@ impl Heap {
                 place: Place::Own,
                 context,
                 device,
-                ordered,
+                pool,
             },
         );
         self.blocks.insert(ptr, block);
     }
 
-    /// Records an allocation that the driver made.
+    /// Records an allocation that the driver made: [`Place::Driver`] or [`Place::Pool`].
     pub fn add_driver(
         &mut self,
-        ptr: u64,
-        bytes: u64,
+        (ptr, bytes): (u64, u64),
         device: usize,
         context: usize,
-        ordered: bool,
+        pool: u64,
+        place: Place,
     ) {
         let id = self.next_id();
-        let place = Place::Driver;
         self.allocs.insert(
             ptr,
             Alloc {
@@ -233,9 +242,23 @@ impl Heap {
                 place,
                 context,
                 device,
-                ordered,
+                pool,
             },
         );
+    }
+
+    /// A pool is gone: what came from it lives on as of no pool. Returns what the driver made there, which
+    /// is charged by itself from now on.
+    pub fn pool_gone(&mut self, pool: u64) -> Vec<Alloc> {
+        let mut made = Vec::new();
+        for alloc in self.allocs.values_mut().filter(|a| a.pool == pool) {
+            alloc.pool = 0;
+            if alloc.place == Place::Pool {
+                alloc.place = Place::Driver;
+                made.push(*alloc);
+            }
+        }
+        made
     }
 
     /// Notes `CU_POINTER_ATTRIBUTE_SYNC_MEMOPS` of a live pointer, to be set again after a restore.
@@ -275,7 +298,7 @@ impl Heap {
     /// allocation's own, or a slab that became empty while another empty one is kept.
     pub fn give_back(&mut self, alloc: &Alloc) -> Option<Block> {
         match alloc.place {
-            Place::Driver => None,
+            Place::Driver | Place::Pool => None,
             Place::Own => {
                 let block = self.blocks.get_mut(&alloc.ptr)?;
                 if self.moving {
@@ -360,7 +383,8 @@ impl Heap {
         let ptrs: Vec<u64> = self
             .allocs
             .values()
-            .filter(|a| a.context == context)
+            // A pool is its device's, and outlives contexts.
+            .filter(|a| a.context == context && a.place != Place::Pool)
             .map(|a| a.ptr)
             .collect();
         let allocs = ptrs

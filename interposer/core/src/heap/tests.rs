@@ -15,7 +15,7 @@ fn block(base: u64, bytes: u64, context: usize) -> Block {
 #[test]
 fn a_large_allocation_is_its_block() {
     let mut heap = Heap::default();
-    heap.add_own(block(1 << 30, 4 * MIB, 1), 3 * MIB, false);
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 3 * MIB, 0);
     let alloc = heap.find(1 << 30).unwrap();
     assert_eq!((alloc.bytes, alloc.place), (3 * MIB, Place::Own));
     assert_eq!(heap.containing((1 << 30) + 3 * MIB - 1), Some(alloc));
@@ -30,13 +30,13 @@ fn a_large_allocation_is_its_block() {
 #[test]
 fn small_allocations_share_slabs_of_their_own_context() {
     let mut heap = Heap::default();
-    assert_eq!(heap.carve(1, 100, false), None);
+    assert_eq!(heap.carve(1, 100, 0), None);
     heap.add_slab(block(1 << 30, 2 * MIB, 1).into_slab());
-    let a = heap.carve(1, 100, false).unwrap();
-    let b = heap.carve(1, 100, false).unwrap();
+    let a = heap.carve(1, 100, 0).unwrap();
+    let b = heap.carve(1, 100, 0).unwrap();
     assert_ne!(a, b);
     assert_eq!(
-        heap.carve(2, 100, false),
+        heap.carve(2, 100, 0),
         None,
         "another context's slab is not ours"
     );
@@ -56,7 +56,7 @@ fn the_second_empty_slab_is_released() {
     heap.add_slab(block(1 << 30, 2 * MIB, 1).into_slab());
     heap.add_slab(block(2 << 30, 2 * MIB, 1).into_slab());
     let ptrs: Vec<u64> = (0..4)
-        .map(|_| heap.carve(1, MIB - 512, false).unwrap())
+        .map(|_| heap.carve(1, MIB - 512, 0).unwrap())
         .collect();
     let released: usize = ptrs
         .iter()
@@ -71,8 +71,8 @@ fn the_second_empty_slab_is_released() {
 #[test]
 fn a_free_during_a_move_waits_for_its_end() {
     let mut heap = Heap::default();
-    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, false);
-    heap.add_own(block(2 << 30, 4 * MIB, 1), 4 * MIB, false);
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, 0);
+    heap.add_own(block(2 << 30, 4 * MIB, 1), 4 * MIB, 0);
     let moved = heap.begin_move();
     assert_eq!(moved.len(), 2);
     let taken = heap.take(1 << 30).unwrap();
@@ -93,20 +93,21 @@ fn pinned_blocks_do_not_move() {
     let mut heap = Heap::default();
     let mut pinned = block(1 << 30, 4 * MIB, 1);
     pinned.pageable = false;
-    heap.add_own(pinned, 4 * MIB, false);
+    heap.add_own(pinned, 4 * MIB, 0);
     assert!(heap.begin_move().is_empty());
 }
 
 #[test]
 fn a_context_takes_all_its_memory_along() {
     let mut heap = Heap::default();
-    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, false);
+    heap.add_own(block(1 << 30, 4 * MIB, 1), 4 * MIB, 0);
     heap.add_slab(block(2 << 30, 2 * MIB, 1).into_slab());
-    heap.carve(1, 5, true).unwrap();
-    heap.add_driver(77, 5, 0, 1, false);
-    heap.add_own(block(3 << 30, 4 * MIB, 2), 4 * MIB, false);
+    heap.carve(1, 5, 9).unwrap();
+    heap.add_driver((77, 5), 0, 1, 0, Place::Driver);
+    heap.add_driver((78, 5), 0, 1, 9, Place::Pool);
+    heap.add_own(block(3 << 30, 4 * MIB, 2), 4 * MIB, 0);
     let (blocks, allocs) = heap.take_context(1);
     assert_eq!((blocks.len(), allocs.len()), (2, 3));
     assert!(heap.find(3 << 30).is_some());
-    assert_eq!(heap.carve(1, 5, true), None);
+    assert_eq!(heap.carve(1, 5, 9), None);
 }

@@ -2,6 +2,9 @@
 //! for, and that a destroyed context takes its memory along.
 
 use core::ffi::c_void;
+use std::sync::atomic::Ordering::SeqCst;
+
+use spillway_protocol::GRANULE;
 
 use crate::driver::{Status, call};
 use crate::gate;
@@ -24,30 +27,54 @@ pub unsafe fn cuInit(real: sig::cuInit, Flags: u32) -> Status {
     }
 }
 
-/// Makes a context inside the gate, notes it, and has its overhead measured.
-unsafe fn create(out: *mut *mut c_void, dev: i32, make: impl FnOnce() -> Status) -> Status {
-    let Some(runtime) = limited() else {
-        return make();
+/// Makes a context inside the gate, notes it, and has its overhead measured. The first one on a device is
+/// never refused: without it nobody can see what it takes, and an allocation will be.
+fn make_context(
+    runtime: &Runtime,
+    device: usize,
+    make: impl FnOnce() -> Status,
+    undo: impl FnOnce(),
+    note: impl FnOnce(),
+) -> Status {
+    let before = runtime.desired().devices[device].overhead.load(SeqCst);
+    let first = !lock(&runtime.contexts).any_on(device);
+    let status = if first {
+        let inside = gate::enter();
+        let status = make();
+        drop(inside);
+        status
+    } else {
+        let least = runtime.context_cost().max(GRANULE);
+        runtime.taking_overhead(device, least, make, undo)
     };
-    let inside = gate::enter();
-    let status = make();
-    drop(inside);
-    if status.is_success() && !out.is_null() {
-        // SAFETY: checked against null, written by the driver.
-        let context = unsafe { *out } as usize;
-        if let Some(device) = runtime.device_index(dev) {
-            lock(&runtime.contexts).add(context, device, false);
-        }
-        measure(runtime);
+    if status.is_success() {
+        note();
+        runtime.measure_now();
+        runtime.context_made(device, before);
     }
     status
 }
 
-/// Has the coordinator measure what the driver took for itself.
-fn measure(runtime: &Runtime) {
-    if let Some(session) = &runtime.session {
-        session.refresh(true);
-    }
+unsafe fn create(out: *mut *mut c_void, dev: i32, make: impl FnOnce() -> Status) -> Status {
+    let known = limited().and_then(|runtime| Some((runtime, runtime.device_index(dev)?)));
+    let Some((runtime, device)) = known.filter(|_| !out.is_null()) else {
+        let _inside = gate::enter();
+        return make();
+    };
+    make_context(
+        runtime,
+        device,
+        make,
+        || {
+            // SAFETY: checked against null, written by the driver; the application has not been told of it.
+            let _ = unsafe { call::cuCtxDestroy_v2(*out) };
+        },
+        || {
+            // SAFETY: as above.
+            let context = unsafe { *out } as usize;
+            lock(&runtime.contexts).add(context, device, false);
+        },
+    )
 }
 
 pub unsafe fn cuCtxCreate(
@@ -105,15 +132,58 @@ pub unsafe fn cuDevicePrimaryCtxRetain(
     let device = runtime.device_index(dev);
     let known = device.is_some_and(|d| lock(&runtime.contexts).primary_of(d).is_some());
     // Only the first one takes device memory; the others must not wait while swapped out.
-    let inside = (!known).then(gate::enter);
+    let Some(device) = device.filter(|_| !known && !pctx.is_null()) else {
+        // SAFETY: the application's own call.
+        return unsafe { real(pctx, dev) };
+    };
+    make_context(
+        runtime,
+        device,
+        // SAFETY: the application's own call.
+        || unsafe { real(pctx, dev) },
+        || {
+            // SAFETY: retained above; the application has not been told of it.
+            let _ = unsafe { call::cuDevicePrimaryCtxRelease_v2(dev) };
+        },
+        || {
+            // SAFETY: checked against null, written by the driver.
+            lock(&runtime.contexts).add(unsafe { *pctx } as usize, device, true);
+        },
+    )
+}
+
+pub unsafe fn cuGreenCtxCreate(
+    real: sig::cuGreenCtxCreate,
+    phCtx: *mut *mut c_void,
+    desc: *mut c_void,
+    dev: i32,
+    flags: u32,
+) -> Status {
+    let known = limited().and_then(|runtime| Some((runtime, runtime.device_index(dev)?)));
+    let Some((runtime, device)) = known.filter(|_| !phCtx.is_null()) else {
+        let _inside = gate::enter();
+        // SAFETY: the application's own call.
+        return unsafe { real(phCtx, desc, dev, flags) };
+    };
+    make_context(
+        runtime,
+        device,
+        // SAFETY: the application's own call.
+        || unsafe { real(phCtx, desc, dev, flags) },
+        || {
+            // SAFETY: checked against null, written by the driver; the application has not been told of it.
+            let _ = unsafe { call::cuGreenCtxDestroy(*phCtx) };
+        },
+        // Its work is waited for with the primary context, of which it is a part.
+        || {},
+    )
+}
+
+pub unsafe fn cuGreenCtxDestroy(real: sig::cuGreenCtxDestroy, hCtx: *mut c_void) -> Status {
     // SAFETY: the application's own call.
-    let status = unsafe { real(pctx, dev) };
-    drop(inside);
-    if let (true, false, Some(device), false) = (status.is_success(), known, device, pctx.is_null())
-    {
-        // SAFETY: checked against null, written by the driver.
-        lock(&runtime.contexts).add(unsafe { *pctx } as usize, device, true);
-        measure(runtime);
+    let status = unsafe { real(hCtx) };
+    if let (true, Some(runtime)) = (status.is_success(), limited()) {
+        runtime.overhead_changed();
     }
     status
 }
@@ -128,6 +198,9 @@ fn teardown(
     let Some(runtime) = limited() else {
         return destroy();
     };
+    if let Some(context) = context {
+        runtime.modules_end_with(context);
+    }
     runtime.teardown_begun();
     let status = match context {
         // Out of our books before anybody of ours may use the handle again.
@@ -141,6 +214,7 @@ fn teardown(
         None => destroy(),
     };
     runtime.teardown_ended();
+    runtime.overhead_changed();
     status
 }
 
@@ -359,6 +433,12 @@ fn change_peer(peer: *mut c_void, enable: bool) {
         runtime.current().map(|(_, device)| device)
     });
     let Ok(owner) = owner else { return };
+    give_access(runtime, owner, accessor, enable);
+}
+
+/// Gives or takes a device's access to all memory of ours on another, present and (by the record)
+/// future.
+pub(super) fn give_access(runtime: &Runtime, owner: usize, accessor: usize, enable: bool) {
     let inside = gate::enter();
     {
         let mut peers = lock(&runtime.peers);

@@ -3,6 +3,8 @@
 use core::ffi::c_void;
 
 use crate::driver::Status;
+use crate::handles::Other;
+use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::table::sig;
@@ -31,7 +33,7 @@ pub unsafe fn cuMemAlloc_v2(real: sig::cuMemAlloc_v2, dptr: *mut u64, bytesize: 
     match limited() {
         // SAFETY: checked against null; otherwise the application's own call.
         Some(runtime) if !dptr.is_null() => unsafe {
-            answer(dptr, runtime.allocate(bytesize as u64, false))
+            answer(dptr, runtime.allocate(bytesize as u64, 0))
         },
         // SAFETY: the application's own call.
         _ => unsafe { real(dptr, bytesize) },
@@ -66,12 +68,7 @@ impl Made for *mut c_void {
 }
 
 /// An allocation by an entry point whose memory stays the driver's: charged as pinned.
-pub(super) fn pass_charged(
-    runtime: &Runtime,
-    bytes: u64,
-    ordered: bool,
-    make: impl FnOnce() -> (Status, u64),
-) -> Status {
+fn pass_charged(runtime: &Runtime, bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
     let (context, device) = match runtime.current() {
         Ok(current) => current,
         // Without a context the driver refuses for a reason of its own.
@@ -85,7 +82,7 @@ pub(super) fn pass_charged(
     });
     match charged {
         Ok(()) => {
-            lock(&runtime.heap).add_driver(ptr, bytes, device, context, ordered);
+            lock(&runtime.heap).add_driver((ptr, bytes), device, context, 0, Place::Driver);
             Status::SUCCESS
         }
         Err(why) => why,
@@ -95,7 +92,7 @@ pub(super) fn pass_charged(
 pub unsafe fn cuMemAlloc(real: sig::cuMemAlloc, dptr: *mut u32, bytesize: u32) -> Status {
     match limited() {
         Some(runtime) if !dptr.is_null() => {
-            pass_charged(runtime, u64::from(bytesize), false, || {
+            pass_charged(runtime, u64::from(bytesize), || {
                 // SAFETY: the application's own call; the driver has written the address if it says success.
                 unsafe {
                     let status = real(dptr, bytesize);
@@ -126,7 +123,7 @@ pub unsafe fn cuMemAllocPitch_v2(
                 && !pPitch.is_null()
                 && matches!(ElementSizeBytes, 4 | 8 | 16) =>
         {
-            let made = runtime.allocate(bytes, false);
+            let made = runtime.allocate(bytes, 0);
             if made.is_ok() {
                 // SAFETY: checked against null.
                 unsafe { *pPitch = usize::try_from(pitch).unwrap_or(0) };
@@ -150,7 +147,7 @@ pub unsafe fn cuMemAllocPitch(
 ) -> Status {
     let bytes = u64::from(WidthInBytes).next_multiple_of(PITCH) * u64::from(Height);
     match limited() {
-        Some(runtime) if !dptr.is_null() => pass_charged(runtime, bytes, false, || {
+        Some(runtime) if !dptr.is_null() => pass_charged(runtime, bytes, || {
             // SAFETY: as in `cuMemAlloc`.
             unsafe {
                 let status = real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
@@ -164,9 +161,14 @@ pub unsafe fn cuMemAllocPitch(
 
 /// What is charged for memory that `cuMemFree` of a pointer not in the heap gives back.
 pub(super) fn uncharge_other(runtime: &Runtime, key: u64) {
-    let charge = lock(&runtime.handles).remove_other(key);
-    if let Some((device, bytes)) = charge {
-        runtime.uncharge(device, bytes);
+    let other = lock(&runtime.handles).remove_other(key);
+    if let Some(Other { charge, maybe }) = other {
+        let (device, bytes) = charge;
+        if maybe {
+            runtime.uncharge_maybe(device, bytes);
+        } else {
+            runtime.uncharge(device, bytes);
+        }
     }
 }
 
@@ -182,6 +184,7 @@ pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
     let status = unsafe { real(dptr) };
     if status.is_success() {
         uncharge_other(runtime, dptr);
+        lock(&runtime.managed).forget(|base, _| base == dptr);
     }
     status
 }
@@ -196,22 +199,4 @@ pub unsafe fn cuMemFree(real: sig::cuMemFree, dptr: u32) -> Status {
         }
     }
     status
-}
-
-pub unsafe fn cuIpcGetMemHandle(
-    real: sig::cuIpcGetMemHandle,
-    pHandle: *mut c_void,
-    dptr: u64,
-) -> Status {
-    if let Some(runtime) = limited()
-        && super::report::ours(runtime, dptr).is_some()
-    {
-        crate::say::warning!(
-            "cuIpcGetMemHandle: memory that can be swapped cannot be shared between processes; \
-             set SPILLWAY_SWAP=never for this program"
-        );
-        return Status::NOT_SUPPORTED;
-    }
-    // SAFETY: the application's own call.
-    unsafe { real(pHandle, dptr) }
 }

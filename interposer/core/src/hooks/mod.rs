@@ -10,21 +10,33 @@
 )]
 #![allow(clippy::too_many_arguments, reason = "the driver's own signatures")]
 
+mod arrays;
+mod code;
 mod context;
 mod export_tables;
+mod graph_memory;
+mod managed;
 mod memory;
+mod multicast;
 mod nvml;
 mod ordered;
-mod others;
+mod pools;
 mod report;
+mod sharing;
 mod virtual_memory;
 
+pub use arrays::*;
+pub use code::*;
 pub use context::*;
+pub use graph_memory::*;
+pub use managed::*;
 pub use memory::*;
+pub use multicast::*;
 pub use nvml::*;
 pub use ordered::*;
-pub use others::*;
+pub use pools::*;
 pub use report::*;
+pub use sharing::*;
 pub use virtual_memory::*;
 
 use crate::runtime::{self, Runtime};

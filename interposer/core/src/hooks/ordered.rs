@@ -1,16 +1,19 @@
-//! Stream-ordered allocations and frees, and the pools that they would come from.
+//! Stream-ordered allocations and frees.
 
 use core::ffi::c_void;
 
-use crate::driver::{Status, call};
-use crate::heap::Place;
+use crate::driver::Status;
+use crate::graphs;
+use crate::heap::{Place, SMALL, small_size};
 use crate::lock;
 use crate::runtime::Runtime;
+use crate::stores::{Growth, Unmade, pool_reserved};
 use crate::table::sig;
 use crate::vmm;
+use spillway_protocol::granules_up;
 
 use super::limited;
-use super::memory::{answer, made, pass_charged};
+use super::memory::{answer, made};
 
 /// `CU_STREAM_PER_THREAD`
 const PER_THREAD: usize = 2;
@@ -31,77 +34,125 @@ fn reuse_name(stream: usize) -> usize {
     }
 }
 
-/// The program has made another pool than the default one current: its allocations come from there.
-fn own_pool(runtime: &Runtime) -> bool {
-    use std::sync::atomic::Ordering::SeqCst;
-    let devices = runtime.own_pools.load(SeqCst);
-    devices != 0
-        && runtime
-            .current()
-            .is_ok_and(|(_, device)| devices >> device & 1 != 0)
+/// The context whose work a stream carries: its own, or for a default stream the current one.
+fn context_of(runtime: &Runtime, stream: usize) -> Result<usize, Status> {
+    let owner = lock(&runtime.contexts).context_of_stream(stream);
+    owner.map_or_else(|| runtime.current().map(|(context, _)| context), Ok)
 }
 
-pub unsafe fn cuDeviceSetMemPool(
-    real: sig::cuDeviceSetMemPool,
-    dev: i32,
-    pool: *mut c_void,
-) -> Status {
-    use std::sync::atomic::Ordering::SeqCst;
-    // SAFETY: the application's own call.
-    let status = unsafe { real(dev, pool) };
-    if let (true, Some(runtime)) = (status.is_success(), limited())
-        && let Some(device) = runtime.device_index(dev)
+/// From a pool whose memory is ours.
+fn from_own(runtime: &Runtime, pool: u64, bytes: u64, stream: usize) -> Result<u64, Status> {
+    let context = context_of(runtime, stream)?;
+    let rounded = if bytes < SMALL {
+        small_size(bytes)
+    } else {
+        granules_up(bytes)
+    };
+    let name = reuse_name(stream);
+    if name != 0
+        && let Some(ptr) = runtime.reuse(name, context, pool, bytes)
     {
-        let mut default = core::ptr::null_mut();
-        // SAFETY: the driver fills one handle.
-        let known = unsafe { call::cuDeviceGetDefaultMemPool(&raw mut default, dev) };
-        if known.is_success() && default == pool {
-            runtime.own_pools.fetch_and(!(1 << device), SeqCst);
-        } else {
-            runtime.own_pools.fetch_or(1 << device, SeqCst);
+        return Ok(ptr);
+    }
+    runtime.reap_deferred();
+    let kept = lock(&runtime.pools).take_kept(pool, context, rounded);
+    if let Some(alloc) = kept {
+        return Ok(lock(&runtime.heap).revive(alloc, bytes));
+    }
+    let made = vmm::in_context(context, || {
+        let device = runtime.device_of_pool(pool);
+        let (context, current) = runtime.current()?;
+        match device.filter(|&device| device != current) {
+            // Another device's pool: no slab of this context's device will do.
+            Some(device) => runtime.allocate_on(context, device, bytes, pool, false),
+            None => runtime.allocate(bytes, pool),
         }
+    })?;
+    lock(&runtime.pools).took(pool, rounded);
+    Ok(made)
+}
+
+/// From a pool whose memory is the driver's: charged by what the pool reserves.
+unsafe fn from_drivers(
+    runtime: &Runtime,
+    pool: u64,
+    (ptr, bytes): (*mut u64, u64),
+    stream: usize,
+    real: impl FnMut() -> Status,
+) -> Status {
+    let Some((device, meter)) = lock(&runtime.pools).meter(pool) else {
+        return Status::INVALID_VALUE;
+    };
+    // Without a context the driver refuses for a reason of its own.
+    let context = context_of(runtime, stream).unwrap_or(0);
+    let mut real = real;
+    // Often there is room in the pool, and then nothing has to be reserved.
+    let room = runtime.room_in_pool(pool);
+    let most = if room >= bytes { 0 } else { granules_up(bytes) };
+    let growth = Growth {
+        meter: &meter,
+        device,
+        most,
+        reserved: Box::new(move || pool_reserved(pool)),
+    };
+    let (status, undo) = match runtime.metered(&[growth], &mut real) {
+        Ok(()) => (Status::SUCCESS, false),
+        Err(Unmade::Failed(why)) => (why, false),
+        Err(Unmade::Refused) => (Status::OUT_OF_MEMORY, false),
+        Err(Unmade::Over) => (Status::OUT_OF_MEMORY, true),
+    };
+    if undo {
+        // SAFETY: checked against null by the caller, written by the driver; nobody else knows it yet.
+        unsafe {
+            let _ = crate::driver::call::cuMemFreeAsync(*ptr, stream as *mut c_void);
+        }
+        runtime
+            .pool_frees
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+        runtime.trim_stores(device);
+    } else if status.is_success() {
+        // SAFETY: as above.
+        let ptr = unsafe { made(status, ptr) };
+        lock(&runtime.heap).add_driver((ptr, bytes), device, context, pool, Place::Pool);
     }
     status
 }
 
-unsafe fn alloc_async(
+/// A stream-ordered allocation; `pool`: `None` for the device's current one.
+unsafe fn allocate(
     dptr: *mut u64,
     bytes: usize,
+    pool: Option<*mut c_void>,
     stream: usize,
-    real: impl FnOnce() -> Status,
+    mut real: impl FnMut() -> Status,
 ) -> Status {
     let Some(runtime) = limited() else {
         return real();
     };
-    if dptr.is_null() || bytes == 0 || capturing(runtime, stream) {
+    if dptr.is_null() || bytes == 0 {
         return real();
     }
-    if !runtime.paging || own_pool(runtime) {
-        return pass_charged(runtime, bytes as u64, true, || {
-            let status = real();
-            // SAFETY: checked against null; written by the driver if it says success.
-            unsafe { (status, made(status, dptr)) }
-        });
+    if capturing(runtime, stream) {
+        graphs::node_made();
+        return real();
     }
-    let owner = lock(&runtime.contexts).context_of_stream(stream);
-    let (context, made) = match owner {
-        Some(context) => (context, None),
-        None => match runtime.current() {
-            Ok((context, _)) => (context, None),
-            Err(why) => (0, Some(Err(why))),
+    let pool = match pool {
+        Some(pool) => runtime.known_pool(pool as u64),
+        None => match context_of(runtime, stream) {
+            Ok(context) => runtime.current_pool(context),
+            Err(_) => return real(),
         },
     };
-    let made = made.unwrap_or_else(|| {
-        let name = reuse_name(stream);
-        if name != 0
-            && let Some(ptr) = runtime.reuse(name, context, bytes as u64)
-        {
-            return Ok(ptr);
-        }
-        vmm::in_context(context, || runtime.allocate(bytes as u64, true))
-    });
+    // A pool of host memory, or one that the driver will refuse.
+    let Some((pool, own)) = pool else {
+        return real();
+    };
+    if own {
+        // SAFETY: checked against null.
+        return unsafe { answer(dptr, from_own(runtime, pool, bytes as u64, stream)) };
+    }
     // SAFETY: checked against null.
-    unsafe { answer(dptr, made) }
+    unsafe { from_drivers(runtime, pool, (dptr, bytes as u64), stream, real) }
 }
 
 pub unsafe fn cuMemAllocAsync(
@@ -112,7 +163,7 @@ pub unsafe fn cuMemAllocAsync(
 ) -> Status {
     // SAFETY: the application's own call.
     unsafe {
-        alloc_async(dptr, bytesize, hStream as usize, || {
+        allocate(dptr, bytesize, None, hStream as usize, || {
             real(dptr, bytesize, hStream)
         })
     }
@@ -135,27 +186,9 @@ pub unsafe fn cuMemAllocAsync_ptsz(
 ) -> Status {
     // SAFETY: the application's own call.
     unsafe {
-        alloc_async(dptr, bytesize, per_thread(hStream), || {
+        allocate(dptr, bytesize, None, per_thread(hStream), || {
             real(dptr, bytesize, hStream)
         })
-    }
-}
-
-unsafe fn alloc_from_pool(
-    dptr: *mut u64,
-    bytes: usize,
-    stream: usize,
-    real: impl FnOnce() -> Status,
-) -> Status {
-    match limited() {
-        Some(runtime) if !dptr.is_null() && !capturing(runtime, stream) => {
-            pass_charged(runtime, bytes as u64, true, || {
-                let status = real();
-                // SAFETY: checked against null; written by the driver if it says success.
-                unsafe { (status, made(status, dptr)) }
-            })
-        }
-        _ => real(),
     }
 }
 
@@ -168,7 +201,7 @@ pub unsafe fn cuMemAllocFromPoolAsync(
 ) -> Status {
     // SAFETY: the application's own call.
     unsafe {
-        alloc_from_pool(dptr, bytesize, hStream as usize, || {
+        allocate(dptr, bytesize, Some(pool), hStream as usize, || {
             real(dptr, bytesize, pool, hStream)
         })
     }
@@ -183,7 +216,7 @@ pub unsafe fn cuMemAllocFromPoolAsync_ptsz(
 ) -> Status {
     // SAFETY: the application's own call.
     unsafe {
-        alloc_from_pool(dptr, bytesize, per_thread(hStream), || {
+        allocate(dptr, bytesize, Some(pool), per_thread(hStream), || {
             real(dptr, bytesize, pool, hStream)
         })
     }
@@ -197,18 +230,21 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
     match found {
         None => real(),
         Some(_) if capturing(runtime, stream) => real(),
-        Some(alloc) if alloc.place == Place::Driver => {
-            let status = real();
-            if status.is_success() && lock(&runtime.heap).take(ptr).is_some() {
-                runtime.uncharge(alloc.device, alloc.bytes);
-            }
-            status
-        }
         Some(_) => {
-            // Somebody else may have freed it meanwhile: the driver refuses the second.
+            // Somebody else may have freed it meanwhile: the driver refuses the second. Off the record
+            // before it is freed, since the address may come again at once.
             let Some(alloc) = lock(&runtime.heap).take(ptr) else {
                 return real();
             };
+            if alloc.place.is_drivers() {
+                let status = real();
+                if status.is_success() {
+                    runtime.drivers_freed(&alloc);
+                } else {
+                    lock(&runtime.heap).put_back(alloc);
+                }
+                return status;
+            }
             let owner = lock(&runtime.contexts).context_of_stream(stream);
             // A default stream is the current context's, whoever owns the memory.
             let context = owner
@@ -235,16 +271,4 @@ pub unsafe fn cuMemFreeAsync_ptsz(
 ) -> Status {
     // SAFETY: the application's own call.
     free_async(dptr, per_thread(hStream), || unsafe { real(dptr, hStream) })
-}
-
-/// The pool that a stream-ordered allocation of ours pretends to come from.
-pub(super) fn pool_of(ordinal: i32) -> *mut c_void {
-    let mut pool = core::ptr::null_mut();
-    // SAFETY: the driver fills one handle.
-    let status = unsafe { call::cuDeviceGetMemPool(&raw mut pool, ordinal) };
-    if status.is_success() {
-        pool
-    } else {
-        core::ptr::null_mut()
-    }
 }

@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use crate::driver::Status;
-use crate::heap::{Alloc, Place};
+use crate::heap::Alloc;
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::table::sig;
@@ -18,7 +18,7 @@ use super::limited;
 pub(super) fn ours(runtime: &Runtime, ptr: u64) -> Option<Alloc> {
     lock(&runtime.heap)
         .containing(ptr)
-        .filter(|alloc| alloc.place != Place::Driver)
+        .filter(|alloc| !alloc.place.is_drivers())
 }
 
 fn clamped(bytes: u64) -> usize {
@@ -189,8 +189,7 @@ fn value_of(runtime: &Runtime, alloc: &Alloc, ptr: u64, which: u32) -> Result<Va
         a::MAPPED => Value::Word(1),
         a::ALLOWED_HANDLE_TYPES => Value::Long(0),
         a::ACCESS_FLAGS => Value::Word(READ_WRITE),
-        a::MEMPOOL_HANDLE if alloc.ordered => Value::Long(super::ordered::pool_of(ordinal) as u64),
-        a::MEMPOOL_HANDLE => Value::Long(0),
+        a::MEMPOOL_HANDLE => Value::Long(alloc.pool),
         // A host pointer, peer tokens, and what later versions add: not for this memory.
         _ => return Err(Status::INVALID_VALUE),
     })

@@ -55,9 +55,7 @@ pub unsafe fn cuMemRelease(real: sig::cuMemRelease, handle: u64) -> Status {
     let status = unsafe { real(handle) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {
         let ended = lock(&runtime.handles).released(handle);
-        if let Some((device, bytes)) = ended {
-            runtime.uncharge(device, bytes);
-        }
+        runtime.ended(ended);
     }
     status
 }
@@ -74,6 +72,19 @@ pub unsafe fn cuMemMap(
         // SAFETY: the application's own call.
         return unsafe { real(ptr, size, offset, handle, flags) };
     };
+    // An import tells its size here, and not before.
+    let import = lock(&runtime.handles).unsized_import(handle);
+    if let Some(device) = import {
+        let bytes = size as u64;
+        match runtime.charge_import(device, bytes, 0) {
+            Ok(0) => lock(&runtime.handles).sized(handle, 0, bytes),
+            Ok(charged) => {
+                lock(&runtime.handles).sized(handle, charged, 0);
+                runtime.hold_size((device, charged));
+            }
+            Err(why) => return why,
+        }
+    }
     let inside = crate::gate::enter();
     // SAFETY: the application's own call.
     let status = unsafe { real(ptr, size, offset, handle, flags) };
@@ -93,9 +104,7 @@ pub unsafe fn cuMemUnmap(real: sig::cuMemUnmap, ptr: u64, size: usize) -> Status
     let status = unsafe { real(ptr, size) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {
         let ended = lock(&runtime.handles).unmapped(ptr, size as u64);
-        for (device, bytes) in ended {
-            runtime.uncharge(device, bytes);
-        }
+        runtime.ended(ended);
     }
     status
 }
@@ -122,68 +131,18 @@ pub unsafe fn cuMemRetainAllocationHandle(
     status
 }
 
-/// Something would hold on to the physical memory behind a pointer of ours, which an eviction gives
-/// back: said once, and refused as the driver refuses it for memory that cannot do it.
-fn would_pin(ptr: u64, what: &str) -> bool {
-    use std::sync::Once;
-    static SAID: Once = Once::new();
-    let ours = limited().is_some_and(|runtime| super::report::ours(runtime, ptr).is_some());
-    if ours {
-        SAID.call_once(|| {
-            crate::say::warning!(
-                "{what}: memory that can be swapped cannot be pinned for another device or process; \
-                 set SPILLWAY_SWAP=never for this program"
-            );
-        });
-    }
-    ours
-}
-
-pub unsafe fn cuMemGetHandleForAddressRange(
-    real: sig::cuMemGetHandleForAddressRange,
-    handle: *mut c_void,
-    dptr: u64,
+/// Access to memory of ours is ours to edit: it passes for classic memory, which the driver refuses here.
+pub unsafe fn cuMemSetAccess(
+    real: sig::cuMemSetAccess,
+    ptr: u64,
     size: usize,
-    handleType: u32,
-    flags: u64,
+    desc: *const c_void,
+    count: usize,
 ) -> Status {
-    if would_pin(dptr, "cuMemGetHandleForAddressRange") {
-        return Status::NOT_SUPPORTED;
+    if limited().is_some_and(|runtime| super::report::ours(runtime, ptr).is_some()) {
+        return Status::INVALID_VALUE;
     }
     let _inside = crate::gate::enter();
     // SAFETY: the application's own call.
-    unsafe { real(handle, dptr, size, handleType, flags) }
-}
-
-pub unsafe fn cuMulticastBindAddr(
-    real: sig::cuMulticastBindAddr,
-    mcHandle: u64,
-    mcOffset: usize,
-    memptr: u64,
-    size: usize,
-    flags: u64,
-) -> Status {
-    if would_pin(memptr, "cuMulticastBindAddr") {
-        return Status::NOT_SUPPORTED;
-    }
-    let _inside = crate::gate::enter();
-    // SAFETY: the application's own call.
-    unsafe { real(mcHandle, mcOffset, memptr, size, flags) }
-}
-
-pub unsafe fn cuMulticastBindAddr_v2(
-    real: sig::cuMulticastBindAddr_v2,
-    mcHandle: u64,
-    dev: i32,
-    mcOffset: usize,
-    memptr: u64,
-    size: usize,
-    flags: u64,
-) -> Status {
-    if would_pin(memptr, "cuMulticastBindAddr") {
-        return Status::NOT_SUPPORTED;
-    }
-    let _inside = crate::gate::enter();
-    // SAFETY: the application's own call.
-    unsafe { real(mcHandle, dev, mcOffset, memptr, size, flags) }
+    unsafe { real(ptr, size, desc, count) }
 }

@@ -206,6 +206,11 @@ impl Worker {
         match self.phase {
             Phase::Resident => {
                 self.runtime.reap_deferred();
+                for device in 0..self.runtime.devices.len() {
+                    self.runtime.look_at_stores(device);
+                }
+                self.runtime.look_at_descriptors();
+                self.runtime.settle_ended();
                 self.host.prepare(self.runtime, self.activity.idle_for());
             }
             Phase::Drained => self.reopen_if_forgotten(),
@@ -260,6 +265,8 @@ impl Worker {
             (command::EVICT, Phase::Resident) => {
                 // What is still missing of host memory is made while the program goes on.
                 self.publish(epoch, state::DRAINING);
+                // What pools keep unused need not be carried over the link.
+                self.runtime.drop_kept(|_| true);
                 let wanted = lock(&self.runtime.heap).pageable_bytes();
                 match self.host.begin(self.runtime, wanted) {
                     Err(why) => self.failed(epoch, &why),

@@ -47,6 +47,12 @@ impl Contexts {
         self.known.get(&context).map(|info| info.device)
     }
 
+    /// Some context is known on a device.
+    #[must_use]
+    pub fn any_on(&self, device: usize) -> bool {
+        self.known.values().any(|info| info.device == device)
+    }
+
     /// The primary context of a device, if it was retained.
     #[must_use]
     pub fn primary_of(&self, device: usize) -> Option<usize> {

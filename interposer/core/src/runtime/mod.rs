@@ -18,12 +18,18 @@ pub use start::{monotonic_ns, start};
 
 use crate::deferred::Deferred;
 use crate::driver::{Status, call};
+use crate::graphs::Graphs;
 use crate::handles::Handles;
 use crate::heap::{Alloc, Heap};
+use crate::hooks::Managed;
 use crate::lock;
+use crate::meter::Meter;
+use crate::overhead::Overhead;
 use crate::pager::Pager;
+use crate::pools::Pools;
 use crate::quota::SmallMeter;
 use crate::session::Session;
+use crate::shares::Shares;
 
 /// A device of this process.
 #[derive(Debug)]
@@ -72,8 +78,27 @@ pub struct Runtime {
     pub peers: Mutex<Vec<(usize, usize)>>,
     /// The pager's post box.
     pub pager: Pager,
-    /// Bit per device: the program made a pool of its own current there.
-    pub own_pools: AtomicU64,
+    /// Memory pools that allocations were asked of.
+    pub pools: Mutex<Pools>,
+    /// Some pool is an own one; some store is the driver's (see [`crate::stores`]): nothing to look at
+    /// before that.
+    pub has_own_pools: AtomicBool,
+    /// See `has_own_pools`.
+    pub has_stores: AtomicBool,
+    /// Per device: the current pool as the driver's handle; 0: to be asked.
+    pub current_pools: Vec<AtomicU64>,
+    /// Memory of the driver's pools was freed in stream order, and may not be back yet.
+    pub pool_frees: AtomicBool,
+    /// Instantiated graphs with memory nodes.
+    pub graphs: Mutex<Graphs>,
+    /// Per device: what the driver has reserved for graphs.
+    pub graph_meters: Vec<Mutex<Meter>>,
+    /// Managed memory that is kept on the host.
+    pub managed: Mutex<Managed>,
+    /// Memory that other processes may map.
+    pub shares: Shares,
+    /// What the driver takes for itself.
+    pub overhead: Overhead,
     /// The process is exiting: nothing is moved any more.
     pub ending: AtomicBool,
 }

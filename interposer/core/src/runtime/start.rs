@@ -14,9 +14,11 @@ use crate::deferred::Deferred;
 use crate::driver::{Status, call, strict};
 use crate::handles::Handles;
 use crate::heap::Heap;
+use crate::overhead::Overhead;
 use crate::pager::{self, Pager};
 use crate::say;
 use crate::session::{Session, StartError};
+use crate::shares::Shares;
 
 /// Why this process may not use CUDA. `cuInit` answers with the status; the line is on stderr.
 #[derive(Clone, Copy, Debug)]
@@ -237,6 +239,8 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         );
     }
     let small = devices.iter().map(|_| Mutex::default()).collect();
+    let graph_meters = devices.iter().map(|_| Mutex::default()).collect();
+    let current_pools = devices.iter().map(|_| AtomicU64::new(0)).collect();
     Runtime {
         limited: session.is_some() || limited,
         paging: session.is_some() && config.swap && vmm,
@@ -255,7 +259,16 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         small,
         peers: Mutex::default(),
         pager: Pager::default(),
-        own_pools: AtomicU64::new(0),
+        pools: Mutex::default(),
+        current_pools,
+        has_own_pools: AtomicBool::new(false),
+        has_stores: AtomicBool::new(false),
+        pool_frees: AtomicBool::new(false),
+        graphs: Mutex::default(),
+        graph_meters,
+        managed: Mutex::default(),
+        shares: Shares::default(),
+        overhead: Overhead::default(),
         ending: AtomicBool::new(false),
     }
 }

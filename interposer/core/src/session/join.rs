@@ -29,6 +29,8 @@ pub(super) struct Joined {
     pub desired: &'static Desired,
     pub observed: Arc<Descriptor>,
     pub workload: String,
+    /// The protocol version that the coordinator speaks.
+    pub version: u32,
 }
 
 /// Joins a coordinator: the registration, what is brought along, and its answer.
@@ -69,7 +71,9 @@ pub(super) fn handshake(
         return Err(absent(io::Error::other("it closed the connection")));
     }
     match ToProcess::decode(&packet) {
-        Ok(ToProcess::Welcome { workload, .. }) if files.len() == 2 => {
+        Ok(ToProcess::Welcome {
+            version, workload, ..
+        }) if files.len() == 2 => {
             let own = files.remove(1);
             let desired = page::desired(&files[0]).map_err(absent)?;
             socket::set_timeouts(&fd, Duration::ZERO).map_err(absent)?;
@@ -78,6 +82,7 @@ pub(super) fn handshake(
                 desired,
                 observed: Arc::new(own),
                 workload,
+                version,
             })
         }
         Ok(ToProcess::Refused { text }) => Err(StartError::Refused(text)),

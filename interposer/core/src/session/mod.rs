@@ -5,13 +5,15 @@
 //! the gate and holding no lock.
 
 mod descriptor;
+mod holds;
 mod join;
 mod page;
 pub mod socket;
+mod unknown;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,7 @@ pub use page::map;
 
 use crate::lock;
 
+use holds::Holds;
 use join::handshake;
 
 /// How long a request for growth waits for a coordinator that went away to come back.
@@ -55,6 +58,9 @@ enum Answer {
         text: String,
     },
     Refreshed,
+    Claim {
+        covered: bool,
+    },
     /// The coordinator went away before it answered.
     Lost,
 }
@@ -66,6 +72,8 @@ struct Shared {
     segments: Vec<Segment>,
     observed_file: Option<Arc<Descriptor>>,
     workload: String,
+    /// Entry points that the hook table does not know.
+    unknown: Vec<String>,
 }
 
 /// The outcome of a request for growth.
@@ -84,6 +92,10 @@ pub struct Session {
     path: PathBuf,
     register: Register,
     shared: Mutex<Shared>,
+    /// What others may import. Locked before `shared`, never after.
+    holds: Mutex<Holds>,
+    /// The protocol version that the coordinator speaks.
+    version: AtomicU32,
     changed: Condvar,
     tickets: AtomicU64,
     /// The socket that `shared` holds, or null: for a forked child, which can take no lock.
@@ -113,7 +125,10 @@ impl Session {
     /// # Errors
     /// Nobody answers on the socket, or the coordinator refuses.
     pub fn start(register: Register, on_news: fn()) -> Result<Self, StartError> {
-        let path = names::session_socket(&run_dir());
+        Self::start_at(names::session_socket(&run_dir()), register, on_news)
+    }
+
+    fn start_at(path: PathBuf, register: Register, on_news: fn()) -> Result<Self, StartError> {
         let joined = handshake(&path, &register, None, &[])?;
         let observed = page::observed(&joined.observed)
             .map_err(|why| StartError::Absent(path.clone(), why))?;
@@ -128,6 +143,8 @@ impl Session {
                 workload: joined.workload,
                 ..Shared::default()
             }),
+            holds: Mutex::default(),
+            version: AtomicU32::new(joined.version),
             changed: Condvar::new(),
             tickets: AtomicU64::new(1),
             desired: AtomicPtr::new(std::ptr::from_ref(joined.desired).cast_mut()),
@@ -172,14 +189,20 @@ impl Session {
     }
 
     fn send(&self, message: &FromProcess) -> bool {
+        // A wake-up says nothing but "look": where the queue is full, one is waiting already. Callers
+        // at the gate must not wait for a coordinator that is stopped.
+        self.send_waiting(message, !matches!(message, FromProcess::Wake))
+    }
+
+    /// Sends; while the coordinator reads nothing it waits, bounded, or gives up at once.
+    fn send_waiting(&self, message: &FromProcess, waits: bool) -> bool {
         let Some(fd) = lock(&self.shared).socket.clone() else {
             return false;
         };
-        let sent = match message {
-            // Says nothing but "look": where the queue is full, one is waiting already. Callers at
-            // the gate must not wait for a coordinator that is stopped.
-            FromProcess::Wake => socket::try_send(&fd, &message.encode(), &[]),
-            _ => socket::send(&fd, &message.encode(), &[]),
+        let sent = if waits {
+            socket::send(&fd, &message.encode(), &[])
+        } else {
+            socket::try_send(&fd, &message.encode(), &[])
         };
         if fd.get().is_err() {
             self.program_took_our_descriptors();
@@ -393,6 +416,7 @@ impl Session {
         if packet.is_empty() {
             return false;
         }
+        self.tell_rest();
         // A message of a later version is skipped, not an end.
         let Ok(message) = ToProcess::decode(&packet) else {
             return true;
@@ -428,6 +452,10 @@ impl Session {
                 (ticket, Answer::Segment { segment, text })
             }
             ToProcess::RefreshReply { ticket } => (ticket, Answer::Refreshed),
+            ToProcess::ClaimReply { ticket, covered } => {
+                let covered = covered != 0;
+                (ticket, Answer::Claim { covered })
+            }
             ToProcess::Welcome { .. } | ToProcess::Refused { .. } => return true,
         };
         let segment_came = matches!(answer, Answer::Segment { .. });
@@ -520,11 +548,7 @@ impl Session {
                         );
                         std::process::abort();
                     }
-                    self.desired
-                        .store(std::ptr::from_ref(joined.desired).cast_mut(), SeqCst);
-                    let socket = Arc::as_ptr(&joined.socket).cast_mut();
-                    lock(&self.shared).socket = Some(joined.socket);
-                    self.raw.store(socket, SeqCst);
+                    self.rejoined(joined);
                     self.wake();
                     self.changed.notify_all();
                     crate::say::info!("joined the new coordinator");
@@ -543,3 +567,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,9 +54,9 @@ pub enum Mark {
     ptds,
     /// Declared for 32-bit device pointers (CUDA 2 and 3).
     legacy,
-    /// May make the driver take device memory of its own.
+    /// May make the driver take device memory of its own, or move managed memory to a device.
     takes,
-    /// May make the driver give device memory of its own back.
+    /// May make the driver give such memory back.
     gives,
     /// Pins or allocates host memory.
     host,

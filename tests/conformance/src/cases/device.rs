@@ -19,6 +19,10 @@ cases!("device":
     uuids_are_stable,
     bus_ids_lead_back_to_the_device,
     error_codes_have_names,
+    attributes_end_where_the_header_does,
+    visible_devices_select_and_order,
+    visible_devices_by_uuid,
+    an_empty_selection_leaves_no_device,
 );
 
 /// Any function of the driver fails with NOT_INITIALIZED before cuInit.
@@ -204,5 +208,112 @@ fn error_codes_have_names() -> Outcome {
     }
     is!(cuGetErrorName(123_456, &mut text), INVALID_VALUE);
     check!(text.is_null(), "the name of an unknown code is not null");
+    Ok(())
+}
+
+/// Attributes that the driver's own header does not have are refused.
+/// Source: cuda.h of 12.4, 12.8 and 13.0, CU_DEVICE_ATTRIBUTE_MAX.
+fn attributes_end_where_the_header_does() -> Outcome {
+    let gpu = Gpu::start()?;
+    let (mut version, mut value) = (0, 0);
+    ok!(cuDriverGetVersion(&mut version));
+    let end = match version {
+        12040 => 135,
+        12080 => 144,
+        13000 => 148,
+        _ => skip!("the header of driver {version} is not known here"),
+    };
+    is!(cuDeviceGetAttribute(&mut value, end, gpu.device), INVALID_VALUE);
+    ok!(cuDeviceGetAttribute(&mut value, end - 1, gpu.device));
+    Ok(())
+}
+
+/// The uuids of all devices of the machine, as NVML numbers them.
+fn uuids() -> Result<Vec<String>, Stop> {
+    if !nvml_found() {
+        skip!("libnvidia-ml.so.1 could not be opened");
+    }
+    ok!(nvmlInit_v2());
+    let mut count = 0;
+    ok!(nvmlDeviceGetCount_v2(&mut count));
+    let mut all = Vec::new();
+    for index in 0..count {
+        let (mut handle, mut text) = (0, [0_u8; 96]);
+        ok!(nvmlDeviceGetHandleByIndex_v2(index, &mut handle));
+        ok!(nvmlDeviceGetUUID(handle, text.as_mut_ptr().cast(), 96));
+        let text = CStr::from_bytes_until_nul(&text).map_or_else(|_| String::new(), |t| t.to_string_lossy().into_owned());
+        all.push(text);
+    }
+    Ok(all)
+}
+
+/// Selects devices for this process, before its cuInit.
+fn select(list: &str) {
+    // SAFETY: the case has one thread, and the driver has not been started.
+    unsafe {
+        std::env::set_var("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+        std::env::set_var("CUDA_VISIBLE_DEVICES", list);
+    }
+}
+
+fn uuid_of(ordinal: i32) -> Result<String, Stop> {
+    let (mut device, mut uuid) = (0, [0; 16]);
+    ok!(cuDeviceGet(&mut device, ordinal));
+    ok!(cuDeviceGetUuid_v2(&mut uuid, device));
+    let hex: String = uuid.iter().map(|b| format!("{b:02x}")).collect();
+    Ok(format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+/// CUDA_VISIBLE_DEVICES selects devices and orders them, up to the first that does not exist; NVML does not look at it.
+/// Source: CUDA C++ Programming Guide, CUDA environment variables; NVML API Reference, nvmlDeviceGetHandleByIndex.
+fn visible_devices_select_and_order() -> Outcome {
+    let all = uuids()?;
+    if all.len() < 2 {
+        skip!("one device only");
+    }
+    select("1,0,99,1");
+    ok!(cuInit(0));
+    let mut n = 0;
+    ok!(cuDeviceGetCount(&mut n));
+    check!(n == 2, "{n} devices");
+    check!(uuid_of(0)? == all[1] && uuid_of(1)? == all[0], "{} and {} of {all:?}", uuid_of(0)?, uuid_of(1)?);
+    check!(uuids()? == all, "NVML's order is now {:?}", uuids()?);
+    let mut context = 0;
+    ok!(cuDevicePrimaryCtxRetain(&mut context, 0));
+    ok!(cuCtxSetCurrent(context));
+    let _address = alloc(64 * MIB)?;
+    for (index, wanted) in [(0, 0), (1, 1)] {
+        let (mut handle, mut n) = (0, 256);
+        let mut list = [NvmlProcess::default(); 256];
+        ok!(nvmlDeviceGetHandleByIndex_v2(index, &mut handle));
+        ok!(nvmlDeviceGetComputeRunningProcesses_v3(handle, &mut n, list.as_mut_ptr()));
+        let own = list[..n as usize].iter().filter(|p| p.pid == std::process::id()).count();
+        observe!("NVML's device {index} lists this process {own} times, wanted {wanted}");
+    }
+    Ok(())
+}
+
+/// CUDA_VISIBLE_DEVICES takes uuids, which may be cut short.
+/// Source: CUDA C++ Programming Guide, CUDA environment variables.
+fn visible_devices_by_uuid() -> Outcome {
+    let all = uuids()?;
+    let Some(last) = all.last().filter(|uuid| uuid.starts_with("GPU-") && uuid.len() > 12) else {
+        skip!("the last of {all:?} is no whole GPU");
+    };
+    select(&last[..12]);
+    ok!(cuInit(0));
+    let mut n = 0;
+    ok!(cuDeviceGetCount(&mut n));
+    check!(n == 1, "{n} devices");
+    check!(uuid_of(0)? == *last, "{} instead of {last}", uuid_of(0)?);
+    Ok(())
+}
+
+/// When CUDA_VISIBLE_DEVICES selects none, cuInit says that there is no device.
+/// Source: CUDA C++ Programming Guide, CUDA environment variables; cuda.h, CUDA_ERROR_NO_DEVICE.
+fn an_empty_selection_leaves_no_device() -> Outcome {
+    select("-1");
+    is!(cuInit(0), NO_DEVICE);
+    is!(cuInit(0), NO_DEVICE);
     Ok(())
 }

@@ -31,6 +31,7 @@ topics!(
     pools,
     capture,
     capture_rules,
+    graph_memory,
     modules,
     launches,
     errors,

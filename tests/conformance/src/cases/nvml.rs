@@ -13,6 +13,10 @@ cases!("nvml":
     used_follows_allocations,
     both_versions_agree,
     a_process_is_listed_with_its_memory,
+    every_form_of_the_list_says_the_same,
+    a_list_without_room_says_how_much_it_needs,
+    the_listed_figure_follows_every_kind_of_memory,
+    the_cuda_version_is_the_drivers,
 );
 
 /// The NVML device with the driver device's uuid.
@@ -141,5 +145,111 @@ fn a_process_is_listed_with_its_memory() -> Outcome {
     check!(own.used_bytes >= 256 * MIB as u64, "listed with {} bytes", own.used_bytes);
     check!(own.used_bytes < 4 * GIB as u64, "listed with {} bytes", own.used_bytes);
     observe!("beside 256 MiB the context takes {} bytes", own.used_bytes - 256 * MIB as u64);
+    Ok(())
+}
+
+/// This process in the list of compute processes: what it is said to use.
+fn listed(handle: Handle) -> Result<u64, Stop> {
+    let mut list = [NvmlProcess::default(); 256];
+    let mut n = 256;
+    ok!(nvmlDeviceGetComputeRunningProcesses_v3(handle, &mut n, list.as_mut_ptr()));
+    let listed = &list[..usize::try_from(n).unwrap_or(0).min(256)];
+    match listed.iter().find(|p| p.pid == std::process::id()) {
+        Some(own) if own.used_bytes != u64::MAX => Ok(own.used_bytes),
+        Some(_) => skip!("NVML knows this process but not what it uses"),
+        None => skip!("{n} processes are listed, none with this pid: another pid namespace"),
+    }
+}
+
+/// The list has three forms, with two layouts; they name the same processes with the same memory.
+/// Source: nvml.h, nvmlProcessInfo_v1_t and _v2_t; NVML API Reference, nvmlDeviceGetComputeRunningProcesses.
+fn every_form_of_the_list_says_the_same() -> Outcome {
+    let (_gpu, handle) = device()?;
+    let _address = alloc(64 * MIB)?;
+    let wanted = listed(handle)?;
+    let mut old = [NvmlProcessV1::default(); 256];
+    let mut n = 256;
+    ok!(nvmlDeviceGetComputeRunningProcesses(handle, &mut n, old.as_mut_ptr()));
+    let own = old[..n as usize].iter().find(|p| p.pid == std::process::id());
+    check!(own.map(|p| p.used_bytes) == Some(wanted), "the first form says {own:?}, the third {wanted}");
+    let mut middle = [NvmlProcess::default(); 256];
+    let mut n = 256;
+    ok!(nvmlDeviceGetComputeRunningProcesses_v2(handle, &mut n, middle.as_mut_ptr()));
+    let own = middle[..n as usize].iter().find(|p| p.pid == std::process::id());
+    check!(own.map(|p| p.used_bytes) == Some(wanted), "the second form says {own:?}, the third {wanted}");
+    let (mut n, mut old_n) = (256, 256);
+    ok!(nvmlDeviceGetGraphicsRunningProcesses_v3(handle, &mut n, middle.as_mut_ptr()));
+    ok!(nvmlDeviceGetGraphicsRunningProcesses(handle, &mut old_n, old.as_mut_ptr()));
+    check!(n == old_n, "graphics: {old_n} in the first form, {n} in the third");
+    let (mut n, mut old_n) = (256, 256);
+    ok!(nvmlDeviceGetMPSComputeRunningProcesses_v3(handle, &mut n, middle.as_mut_ptr()));
+    ok!(nvmlDeviceGetMPSComputeRunningProcesses(handle, &mut old_n, old.as_mut_ptr()));
+    check!(n == old_n, "MPS: {old_n} in the first form, {n} in the third");
+    Ok(())
+}
+
+/// Without room the list answers INSUFFICIENT_SIZE and how many there are.
+/// Source: NVML API Reference, nvmlDeviceGetComputeRunningProcesses.
+fn a_list_without_room_says_how_much_it_needs() -> Outcome {
+    const INSUFFICIENT_SIZE: Code = Code(7);
+    let (_gpu, handle) = device()?;
+    let mut n = 0;
+    let code = nvmlDeviceGetComputeRunningProcesses_v3(handle, &mut n, std::ptr::null_mut());
+    check!(code == INSUFFICIENT_SIZE && n >= 1, "{code:?}, {n} processes");
+    Ok(())
+}
+
+/// What a process is said to use grows and shrinks with allocations, VMM handles that nothing maps, and what a
+/// pool keeps.
+/// Source: NVML API Reference, nvmlProcessInfo_t (usedGpuMemory); cuda.h on cuMemCreate and pools.
+fn the_listed_figure_follows_every_kind_of_memory() -> Outcome {
+    let (gpu, handle) = device()?;
+    ok!(cuMemFree_v2(alloc(MIB)?));
+    let size = 64 * MIB;
+    let about = |before: u64, what: &str| -> Outcome {
+        let grown = listed(handle)?.saturating_sub(before);
+        check!((size as u64..=size as u64 + 4 * MIB as u64).contains(&grown), "{what}: {size} bytes, listed {grown} more");
+        Ok(())
+    };
+    let back = |before: u64, what: &str| -> Outcome {
+        let start = Instant::now();
+        while listed(handle)? > before + 2 * MIB as u64 {
+            check!(start.elapsed() < Duration::from_secs(3), "{what}: was {before}, is {}", listed(handle)?);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    };
+    let before = listed(handle)?;
+    let address = alloc(size)?;
+    about(before, "cuMemAlloc")?;
+    ok!(cuMemFree_v2(address));
+    back(before, "cuMemFree")?;
+    let mut memory = 0;
+    ok!(cuMemCreate(&mut memory, size, &gpu.prop(), 0));
+    about(before, "cuMemCreate")?;
+    ok!(cuMemRelease(memory));
+    back(before, "cuMemRelease")?;
+    gpu.needs(115, "memory pools")?;
+    let mut pool = 0;
+    ok!(cuDeviceGetDefaultMemPool(&mut pool, gpu.device));
+    let mut keep = u64::MAX;
+    ok!(cuMemPoolSetAttribute(pool, 4, (&raw mut keep).cast()));
+    let mut pooled = 0;
+    ok!(cuMemAllocAsync(&mut pooled, size, 0));
+    ok!(cuMemFreeAsync(pooled, 0));
+    ok!(cuCtxSynchronize());
+    about(before, "kept by a pool")?;
+    ok!(cuMemPoolTrimTo(pool, 0));
+    back(before, "cuMemPoolTrimTo")
+}
+
+/// NVML's CUDA version is what the driver itself says.
+/// Source: NVML API Reference, nvmlSystemGetCudaDriverVersion.
+fn the_cuda_version_is_the_drivers() -> Outcome {
+    let (_gpu, _handle) = device()?;
+    let (mut by_nvml, mut by_driver) = (0, 0);
+    ok!(nvmlSystemGetCudaDriverVersion_v2(&mut by_nvml));
+    ok!(cuDriverGetVersion(&mut by_driver));
+    check!(by_nvml == by_driver, "NVML says {by_nvml}, the driver {by_driver}");
     Ok(())
 }

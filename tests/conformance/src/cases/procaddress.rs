@@ -16,6 +16,10 @@ cases!("procaddress":
     the_first_form_works_too,
     it_finds_itself,
     addresses_compared_with_exports,
+    what_is_newer_than_the_driver_is_not_there,
+    a_version_after_the_drivers_own,
+    statuses_tell_old_requests_from_unknown_names,
+    flags_have_no_other_values,
     nonsense_is_refused,
 );
 
@@ -212,6 +216,88 @@ fn addresses_compared_with_exports() -> Outcome {
         }
     }
     observe!("of {} addresses {} differ from the exported ones: {differ:?}", names.len(), differ.len());
+    Ok(())
+}
+
+/// A function that came with a later release is neither exported nor found; one that is as old is both.
+/// Source: cuda.h and cudaTypedefs.h of 12.4, 12.8 and 13.0; NVIDIA CUDA Driver API, Driver Entry Point Access.
+fn what_is_newer_than_the_driver_is_not_there() -> Outcome {
+    ok!(cuInit(0));
+    let mut driver = 0;
+    ok!(cuDriverGetVersion(&mut driver));
+    for (base, symbol, version) in [
+        ("cuDeviceGetDevResource", "cuDeviceGetDevResource", 12040),
+        ("cuCtxCreate", "cuCtxCreate_v4", 12050),
+        ("cuCtxRecordEvent", "cuCtxRecordEvent", 12050),
+        ("cuStreamGetDevice", "cuStreamGetDevice", 12080),
+        ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync", 12080),
+        ("cuEventElapsedTime", "cuEventElapsedTime_v2", 12080),
+        ("cuMemGetMemPool", "cuMemGetMemPool", 13000),
+        ("cuCtxSynchronize", "cuCtxSynchronize_v2", 13000),
+        ("cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2", 13000),
+        ("cuCoredumpRegisterStartCallback", "cuCoredumpRegisterStartCallback", 13020),
+    ] {
+        let there = exported(symbol) != 0;
+        check!(there == (version <= driver), "driver {driver}, {symbol} of {version}: exported {there}");
+        let (code, address, status) = ask(base, version, 0);
+        if version <= driver {
+            check!(code.is_ok() && address != 0 && status == 0, "{base} at {version}: {code:?}, status {status}");
+        } else if base == symbol {
+            check!(address == 0, "driver {driver} finds {base} of {version}");
+        } else if code.is_ok() && address != 0 {
+            // What it finds is the older form.
+            check!(address == found(base, driver, 0)?, "{base} at {version} and at {driver} differ");
+        }
+    }
+    Ok(())
+}
+
+/// A version later than the driver's is refused from 13.0 on; before, the request finds what the driver has.
+/// Source: cuda.h of 13.0, cuGetProcAddress; the programming guide's example for older drivers.
+fn a_version_after_the_drivers_own() -> Outcome {
+    ok!(cuInit(0));
+    let mut driver = 0;
+    ok!(cuDriverGetVersion(&mut driver));
+    let (code, address, status) = ask("cuMemAlloc", driver + 10, 0);
+    if driver >= 13000 {
+        check!(code == Code::INVALID_VALUE, "{code:?}");
+    } else {
+        observe!("driver {driver}, asked for {}: {code:?}, status {status}, address {}", driver + 10, address != 0);
+    }
+    Ok(())
+}
+
+/// Status 2 says that the driver has the name but not for so old a version, 1 that it has no such name. Where
+/// there are several forms, the version picks the newest that is not later.
+/// Source: NVIDIA CUDA Driver API, Driver Entry Point Access, CUdriverProcAddressQueryResult.
+fn statuses_tell_old_requests_from_unknown_names() -> Outcome {
+    ok!(cuInit(0));
+    for (name, version, wanted) in [
+        ("cuMemCreate", 9000, 2),
+        ("cuMemAllocAsync", 11010, 2),
+        ("cuNoSuchFunction", 12000, 1),
+        ("cuMemAlloc_v2", 12000, 1),
+        ("cumemalloc", 12000, 1),
+    ] {
+        let (code, address, status) = ask(name, version, 0);
+        check!(address == 0 && status == wanted, "{name} at {version}: {code:?}, status {status}");
+    }
+    check!(found("cuCtxCreate", 11040, 0)? != found("cuCtxCreate", 3020, 0)?, "two forms of cuCtxCreate are one");
+    check!(found("cuCtxCreate", 12000, 0)? == found("cuCtxCreate", 11040, 0)?, "cuCtxCreate changed between 11.4 and 12.0");
+    Ok(())
+}
+
+/// Flags are 0, 1 or 2. The status may be left out.
+/// Source: NVIDIA CUDA Driver API, CUdriverProcAddress_flags.
+fn flags_have_no_other_values() -> Outcome {
+    ok!(cuInit(0));
+    for flags in [4, 0x80, 1 << 40] {
+        is!(ask("cuMemAlloc", 12000, flags).0, INVALID_VALUE);
+    }
+    observe!("flags 3: {:?}", ask("cuMemAlloc", 12000, 3).0);
+    let mut address = 0;
+    ok!(cuGetProcAddress_v2(c"cuMemAlloc".as_ptr(), &mut address, 12000, 0, None));
+    check!(address == found("cuMemAlloc", 12000, 0)?, "with and without a status");
     Ok(())
 }
 

@@ -6,6 +6,11 @@
 //!     alloc BYTES               -> ok ADDRESS | error CODE
 //!     ordered BYTES             -> the same, by cuMemAllocAsync on the legacy stream
 //!     physical BYTES            -> ok HANDLE | error CODE      cuMemCreate: cannot be swapped
+//!     managed BYTES             -> the same as alloc, by cuMemAllocManaged
+//!     past BYTES                -> the same, by the driver's own cuMemAlloc: no hook of any library sees it
+//!     export                    -> ok HANDLE | error CODE      cuIpcGetMemHandle of the last allocation
+//!     import HANDLE             -> ok ADDRESS | error CODE     cuIpcOpenMemHandle
+//!     table                     -> ok | error CODE  the simulator's own table, by cuGetExportTable
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
 //!     free all|last|ADDRESS     -> ok N
@@ -19,7 +24,7 @@
 //!     fork                      -> PID              a child that inherits all and sleeps for ever
 //!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::io::{BufRead, Write};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -76,10 +81,70 @@ struct Prop {
     flags: u64,
 }
 
+/// `CUipcMemHandle`.
+#[repr(C)]
+struct Handle([u8; 64]);
+
 impl Cuda {
     fn alloc(&self, bytes: usize) -> Result<u64, i32> {
         let mut at = 0;
         match call!(self.0, "cuMemAlloc_v2", &raw mut at => *mut u64, bytes => usize) {
+            0 => Ok(at),
+            code => Err(code),
+        }
+    }
+
+    fn managed(&self, bytes: usize) -> Result<u64, i32> {
+        let mut at = 0;
+        match call!(self.0, "cuMemAllocManaged", &raw mut at => *mut u64, bytes => usize, 1 => u32)
+        {
+            0 => Ok(at),
+            code => Err(code),
+        }
+    }
+
+    fn export(&self, at: u64) -> Result<String, i32> {
+        let mut handle = Handle([0; 64]);
+        match call!(self.0, "cuIpcGetMemHandle", &raw mut handle => *mut Handle, at => u64) {
+            0 => Ok(handle.0.iter().map(|byte| format!("{byte:02x}")).collect()),
+            code => Err(code),
+        }
+    }
+
+    fn import(&self, text: &str) -> Result<u64, i32> {
+        let mut handle = Handle([0; 64]);
+        for (at, byte) in handle.0.iter_mut().enumerate() {
+            let digits = text.get(at * 2..at * 2 + 2).ok_or(-1)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| -1)?;
+        }
+        let mut at = 0;
+        let status = call!(self.0, "cuIpcOpenMemHandle_v2", &raw mut at => *mut u64,
+            handle => Handle, 1 => u32);
+        if status == 0 { Ok(at) } else { Err(status) }
+    }
+
+    /// A hook stands before `dlsym`, none before `dlvsym`: it finds the loader's own `dlsym`.
+    fn past(&self, bytes: usize) -> Result<u64, i32> {
+        type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+        type Alloc = unsafe extern "C" fn(*mut u64, usize) -> i32;
+        let names: [&CStr; 2] = [c"GLIBC_2.34", c"GLIBC_2.2.5"];
+        // SAFETY: C strings; only looks names up.
+        let found = names.map(|version| unsafe {
+            libc::dlvsym(libc::RTLD_NEXT, c"dlsym".as_ptr(), version.as_ptr())
+        });
+        let dlsym = found.into_iter().find(|at| !at.is_null()).ok_or(-1)?;
+        // SAFETY: the C library's function of this name.
+        let dlsym = unsafe { std::mem::transmute::<*mut c_void, Dlsym>(dlsym) };
+        // SAFETY: an open library and a C string.
+        let alloc = unsafe { dlsym(self.0.0, c"cuMemAlloc_v2".as_ptr()) };
+        if alloc.is_null() {
+            return Err(-1);
+        }
+        // SAFETY: the driver's function of this name.
+        let alloc = unsafe { std::mem::transmute::<*mut c_void, Alloc>(alloc) };
+        let mut at = 0;
+        // SAFETY: a place for one address.
+        match unsafe { alloc(&raw mut at, bytes) } {
             0 => Ok(at),
             code => Err(code),
         }
@@ -397,6 +462,26 @@ impl Probe {
                 }
                 Err(code) => format!("error {code}"),
             },
+            "managed" => self.keep(self.cuda.managed(number(1)?), number(1)?),
+            "past" => self.keep(self.cuda.past(number(1)?), number(1)?),
+            "export" => match self.cuda.export(self.held.last()?.0) {
+                Ok(handle) => format!("ok {handle}"),
+                Err(code) => format!("error {code}"),
+            },
+            "import" => match self.cuda.import(words.get(1)?) {
+                Ok(at) => format!("ok {at:#x}"),
+                Err(code) => format!("error {code}"),
+            },
+            "table" => {
+                let (mut table, id) = (0usize, *b"spillwaysimtable");
+                let status = call!(self.cuda.0, "cuGetExportTable", &raw mut table => *mut usize,
+                    id.as_ptr() => *const u8);
+                if status == 0 && table != 0 {
+                    "ok".to_owned()
+                } else {
+                    format!("error {status}")
+                }
+            }
             "race" => self.race(number(1)?, number(2)?, number(3)?),
             "storm" => {
                 let end = Instant::now() + Duration::from_millis(words.get(2)?.parse().ok()?);

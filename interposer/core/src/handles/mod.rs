@@ -1,0 +1,356 @@
+//! Device memory that the application got by other calls than ours to move: VMM handles, arrays,
+//! managed memory, imports. Recorded for their charge. Pure bookkeeping.
+//!
+//! A VMM handle's memory is really gone when every reference (create, retain, import), every mapping *and*
+//! every binding to a multicast object is, and every descriptor of it that is open in this process is closed:
+//! only then does its charge end. Memory whose descriptor was handed out may live on even then, in another
+//! process; see [`Ended::exported`].
+
+use std::collections::{BTreeMap, HashMap};
+
+/// Device index and bytes.
+pub type Charge = (usize, u64);
+
+/// An array or a managed allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// What it is charged.
+    pub charge: Charge,
+    /// The driver may or may not have memory for it at any moment: managed memory.
+    pub maybe: bool,
+}
+
+/// An import: device index, bytes, and how many of them are charged here.
+pub type Import = (usize, u64, u64);
+
+/// A descriptor of memory: its number, and what file the kernel says is open there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The number in this process.
+    pub number: i32,
+    /// Device and inode of the file.
+    pub file: (u64, u64),
+}
+
+/// Memory that nothing of this process refers to any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// What it is charged.
+    pub charge: Charge,
+    /// A descriptor of it was handed out, which may keep it.
+    pub exported: bool,
+    /// Bytes that somebody else is charged for.
+    pub covered: u64,
+}
+
+#[derive(Debug)]
+struct Physical {
+    charge: Charge,
+    handle: u64,
+    references: u32,
+    mappings: u32,
+    /// Multicast objects that it is bound to.
+    bindings: u32,
+    exported: bool,
+    /// Descriptors of it that were last seen open here.
+    descriptors: Vec<Descriptor>,
+    covered: u64,
+    /// Imported, and not mapped yet: its size is not known.
+    unsized_import: bool,
+    /// A multicast object: what is bound to it, as (offset, bytes, id).
+    members: Vec<(u64, u64, u64)>,
+}
+
+/// An import by an IPC handle: the driver counts how often it is open.
+#[derive(Debug)]
+struct Open {
+    import: Import,
+    count: u32,
+    context: usize,
+}
+
+/// The records.
+#[derive(Debug, Default)]
+pub struct Handles {
+    ids: u64,
+    physical: HashMap<u64, Physical>,
+    by_handle: HashMap<u64, u64>,
+    by_address: BTreeMap<u64, u64>,
+    others: HashMap<u64, (Other, usize)>,
+    opened: HashMap<u64, Open>,
+}
+
+impl Handles {
+    fn add(&mut self, handle: u64, charge: Charge, unsized_import: bool) {
+        self.ids += 1;
+        self.by_handle.insert(handle, self.ids);
+        let physical = Physical {
+            charge,
+            handle,
+            references: 1,
+            mappings: 0,
+            bindings: 0,
+            exported: false,
+            descriptors: Vec::new(),
+            covered: 0,
+            unsized_import,
+            members: Vec::new(),
+        };
+        self.physical.insert(self.ids, physical);
+    }
+
+    fn of(&mut self, handle: u64) -> Option<&mut Physical> {
+        self.physical.get_mut(self.by_handle.get(&handle)?)
+    }
+
+    /// A handle was created.
+    pub fn created(&mut self, handle: u64, charge: Charge) {
+        self.add(handle, charge, false);
+    }
+
+    /// A handle was imported, from a descriptor if it was one; its size shows when it is mapped. An import
+    /// of what this process has already is one reference more.
+    pub fn imported(&mut self, handle: u64, device: usize, from: Option<Descriptor>) {
+        let same = |p: &Physical| from.is_some_and(|from| p.descriptors.contains(&from));
+        let known = self.physical.iter().find(|(_, p)| same(p));
+        let known = known.map(|(&id, _)| id);
+        let known = known.or_else(|| self.by_handle.get(&handle).copied());
+        match known.and_then(|id| Some((id, self.physical.get_mut(&id)?))) {
+            Some((id, physical)) => {
+                physical.references += 1;
+                self.by_handle.insert(handle, id);
+            }
+            None => self.add(handle, (device, 0), true),
+        }
+    }
+
+    /// The device of an import whose size is not known yet.
+    pub fn unsized_import(&mut self, handle: u64) -> Option<usize> {
+        let known = self.of(handle)?;
+        known.unsized_import.then_some(known.charge.0)
+    }
+
+    /// The size of an import is known now: what of it is charged here, and what somebody else is charged
+    /// for. What is charged here counts as handed out: others may have it, too.
+    pub fn sized(&mut self, handle: u64, charged: u64, covered: u64) {
+        if let Some(known) = self.of(handle) {
+            known.charge.1 = charged;
+            known.covered = covered;
+            known.exported = true;
+            known.unsized_import = false;
+        }
+    }
+
+    /// It was handed out, as a descriptor or by another name; returns what it is charged, the first time.
+    pub fn exported(&mut self, handle: u64, as_descriptor: Option<Descriptor>) -> Option<Charge> {
+        let known = self.of(handle)?;
+        known.descriptors.extend(as_descriptor);
+        let before = std::mem::replace(&mut known.exported, true);
+        (!before && known.charge.1 > 0).then_some(known.charge)
+    }
+
+    /// Looks which descriptors are still open here; returns what has ended with the others.
+    pub fn descriptors_closed(&mut self, is_open: impl Fn(&Descriptor) -> bool) -> Vec<Ended> {
+        let mut changed = Vec::new();
+        for (&id, physical) in &mut self.physical {
+            let before = physical.descriptors.len();
+            physical.descriptors.retain(&is_open);
+            if physical.descriptors.len() < before {
+                changed.push(id);
+            }
+        }
+        let mut ended = Vec::new();
+        for id in changed {
+            self.end(id, &mut ended);
+        }
+        ended
+    }
+
+    /// A handle was mapped.
+    pub fn mapped(&mut self, address: u64, handle: u64) {
+        if let Some(&id) = self.by_handle.get(&handle)
+            && let Some(physical) = self.physical.get_mut(&id)
+        {
+            physical.mappings += 1;
+            self.by_address.insert(address, id);
+        }
+    }
+
+    fn at(&self, address: u64) -> Option<u64> {
+        let (_, &id) = self.by_address.range(..=address).next_back()?;
+        Some(id)
+    }
+
+    /// A reference was taken by address.
+    pub fn retained(&mut self, address: u64, handle: u64) {
+        if let Some(id) = self.at(address)
+            && let Some(physical) = self.physical.get_mut(&id)
+            && (physical.handle == handle || physical.references == 0)
+        {
+            physical.references += 1;
+            physical.handle = handle;
+            self.by_handle.insert(handle, id);
+        }
+    }
+
+    /// A reference was given back; returns what has ended.
+    pub fn released(&mut self, handle: u64) -> Vec<Ended> {
+        let Some(&id) = self.by_handle.get(&handle) else {
+            return Vec::new();
+        };
+        if let Some(physical) = self.physical.get_mut(&id) {
+            physical.references = physical.references.saturating_sub(1);
+            if physical.references == 0 {
+                self.by_handle.retain(|_, known| *known != id);
+            }
+        }
+        let mut ended = Vec::new();
+        self.end(id, &mut ended);
+        ended
+    }
+
+    /// All mappings in a range were undone; returns what has ended.
+    pub fn unmapped(&mut self, address: u64, bytes: u64) -> Vec<Ended> {
+        let end = address.saturating_add(bytes);
+        let gone: Vec<(u64, u64)> = self
+            .by_address
+            .range(address..end)
+            .map(|(&a, &id)| (a, id))
+            .collect();
+        let mut ended = Vec::new();
+        for (address, id) in gone {
+            self.by_address.remove(&address);
+            if let Some(physical) = self.physical.get_mut(&id) {
+                physical.mappings = physical.mappings.saturating_sub(1);
+            }
+            self.end(id, &mut ended);
+        }
+        ended
+    }
+
+    /// Memory was bound to a multicast object, which keeps it: by its handle, or else by an address that it
+    /// is mapped at.
+    pub fn bound(
+        &mut self,
+        object: u64,
+        offset: u64,
+        bytes: u64,
+        handle: Option<u64>,
+        address: u64,
+    ) {
+        let member = match handle {
+            Some(handle) => self.by_handle.get(&handle).copied(),
+            None => self.at(address),
+        };
+        let Some(member) = member.filter(|id| self.physical.contains_key(id)) else {
+            return;
+        };
+        if self.of(object).is_none() {
+            // Made before the records began, or by a call that is not recorded.
+            return;
+        }
+        if let Some(physical) = self.physical.get_mut(&member) {
+            physical.bindings += 1;
+        }
+        if let Some(object) = self.of(object) {
+            object.members.push((offset, bytes, member));
+        }
+    }
+
+    /// A range of a multicast object was unbound; returns what has ended.
+    pub fn unbound(&mut self, object: u64, offset: u64, bytes: u64) -> Vec<Ended> {
+        let end = offset.saturating_add(bytes);
+        let mut ended = Vec::new();
+        if let Some(object) = self.of(object) {
+            let gone: Vec<_> = object
+                .members
+                .extract_if(.., |(at, _, _)| (offset..end).contains(at))
+                .collect();
+            self.let_go(gone, &mut ended);
+        }
+        ended
+    }
+
+    fn let_go(&mut self, members: Vec<(u64, u64, u64)>, ended: &mut Vec<Ended>) {
+        for (_, _, id) in members {
+            if let Some(physical) = self.physical.get_mut(&id) {
+                physical.bindings = physical.bindings.saturating_sub(1);
+            }
+            self.end(id, ended);
+        }
+    }
+
+    fn end(&mut self, id: u64, ended: &mut Vec<Ended>) {
+        let in_use = |p: &Physical| {
+            p.references > 0 || p.mappings > 0 || p.bindings > 0 || !p.descriptors.is_empty()
+        };
+        if self.physical.get(&id).is_none_or(in_use) {
+            return;
+        }
+        if let Some(physical) = self.physical.remove(&id) {
+            if physical.charge.1 > 0 || physical.covered > 0 {
+                ended.push(Ended {
+                    charge: physical.charge,
+                    exported: physical.exported,
+                    covered: physical.covered,
+                });
+            }
+            self.let_go(physical.members, ended);
+        }
+    }
+
+    /// Memory was opened by an IPC handle at `address`; `true`: it had been open before, so it is charged
+    /// already.
+    pub fn open_again(&mut self, address: u64) -> bool {
+        let known = self.opened.get_mut(&address);
+        known.map(|open| open.count += 1).is_some()
+    }
+
+    /// The first time it is opened here, with its charge. External memory is known by its handle.
+    pub fn opened(&mut self, address: u64, import: Import, context: usize) {
+        let open = Open {
+            import,
+            count: 1,
+            context,
+        };
+        self.opened.insert(address, open);
+    }
+
+    /// It was closed once; returns what it was, if that was the last time.
+    pub fn closed(&mut self, address: u64) -> Option<Import> {
+        let open = self.opened.get_mut(&address)?;
+        open.count = open.count.saturating_sub(1);
+        if open.count > 0 {
+            return None;
+        }
+        self.opened.remove(&address).map(|open| open.import)
+    }
+
+    /// An array, a mipmapped array or managed memory was made in a context.
+    pub fn add_other(&mut self, key: u64, other: Other, context: usize) {
+        self.others.insert(key, (other, context));
+    }
+
+    /// It is gone.
+    pub fn remove_other(&mut self, key: u64) -> Option<Other> {
+        self.others.remove(&key).map(|(other, _)| other)
+    }
+
+    /// A context is gone with what it owned; VMM handles outlive it.
+    pub fn take_context(&mut self, context: usize) -> (Vec<Other>, Vec<Import>) {
+        let imports = self
+            .opened
+            .extract_if(|_, open| open.context == context)
+            .map(|(_, open)| open.import)
+            .collect();
+        let others = self
+            .others
+            .extract_if(|_, &mut (_, c)| c == context)
+            .map(|(_, (other, _))| other)
+            .collect();
+        (others, imports)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! What the driver takes for itself, contexts and code, against the limit.
+//!
+//! Overhead is measured, not asked for: the coordinator reads what the driver shows for this process. Far
+//! from the limit that happens in the background. Near it, a call that makes the driver take memory is
+//! measured at once, before and after; what turns out to pass the limit is undone and refused.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use spillway_protocol::GRANULE;
+
+use crate::driver::{Status, call};
+use crate::gate;
+use crate::lock;
+use crate::runtime::Runtime;
+use crate::vmm;
+
+/// Closer to the limit than this, overhead is measured at once, in bytes.
+const NEAR: u64 = 64 << 20;
+/// Functions that are looked after at once; beyond it the oldest are given up.
+const PENDING_AT_MOST: usize = 4096;
+/// How long the end of a module waits for a load of its functions.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A function that the program has asked for and whose code the driver may not have loaded yet.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    function: usize,
+    context: usize,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// By module or library.
+    functions: HashMap<usize, Vec<Function>>,
+    count: usize,
+    /// Threads that have taken functions out and load them.
+    loading: u32,
+}
+
+/// What may still grow.
+#[derive(Debug, Default)]
+pub struct Overhead {
+    pending: Mutex<Pending>,
+    loaded: Condvar,
+    any_pending: AtomicBool,
+    /// The driver may have taken something since the last measurement.
+    stale: AtomicBool,
+    /// What a context has cost so far at most, in bytes, over all devices.
+    context_cost: AtomicU64,
+}
+
+impl Runtime {
+    /// Bytes between what this workload has on a device, overhead included, and its limit; negative:
+    /// beyond it.
+    fn headroom(&self, device: usize) -> i64 {
+        let desired = &self.desired().devices[device];
+        let limit = desired.limit.load(SeqCst);
+        let gone = self.observed.devices[device].used.load(SeqCst)
+            + desired.overhead.load(SeqCst)
+            + desired.others.load(SeqCst);
+        i64::try_from(limit).unwrap_or(i64::MAX) - i64::try_from(gone).unwrap_or(i64::MAX)
+    }
+
+    /// Has the coordinator measure what the driver took for itself, and waits for it, bounded.
+    pub fn measure_now(&self) {
+        if let Some(session) = &self.session {
+            self.overhead.stale.store(false, SeqCst);
+            session.refresh(true);
+        }
+    }
+
+    /// The driver may have taken or given back something for itself: measured when somebody asks.
+    pub fn overhead_changed(&self) {
+        self.overhead.stale.store(true, SeqCst);
+    }
+
+    /// Measures if something may have changed since the last time.
+    pub fn measure_if_changed(&self) {
+        if self.overhead.stale.load(SeqCst) {
+            self.measure_now();
+        }
+    }
+
+    /// Runs a driver call that makes the driver take memory for itself, inside the gate. `least`: what it
+    /// will take at the least, where that is known.
+    pub fn taking_overhead(
+        &self,
+        device: usize,
+        least: u64,
+        make: impl FnOnce() -> Status,
+        undo: impl FnOnce(),
+    ) -> Status {
+        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least));
+        let watched = self.session.is_some() && near(self);
+        if watched {
+            self.measure_now();
+            if self.headroom(device) < signed(least) && self.give_back_spare(device) {
+                self.measure_now();
+            }
+            if self.headroom(device) < signed(least) {
+                self.observed.refused.fetch_add(1, SeqCst);
+                return Status::OUT_OF_MEMORY;
+            }
+        }
+        let inside = gate::enter();
+        let status = make();
+        drop(inside);
+        if !status.is_success() {
+            return status;
+        }
+        if !watched {
+            self.overhead.stale.store(true, SeqCst);
+            return status;
+        }
+        self.measure_now();
+        if self.headroom(device) < 0 {
+            undo();
+            self.measure_now();
+            self.observed.refused.fetch_add(1, SeqCst);
+            return Status::OUT_OF_MEMORY;
+        }
+        status
+    }
+
+    /// The least that a further context takes, as far as one has been measured.
+    pub fn context_cost(&self) -> u64 {
+        self.overhead.context_cost.load(SeqCst)
+    }
+
+    /// A context was made on a device where the overhead had been `before`; it has been measured since.
+    pub fn context_made(&self, device: usize, before: u64) {
+        let now = self.desired().devices[device].overhead.load(SeqCst);
+        let cost = now.saturating_sub(before);
+        self.overhead.context_cost.fetch_max(cost, SeqCst);
+    }
+
+    /// The program has asked for a function of a module. Its code may be loaded by its first launch, which
+    /// nobody here could refuse.
+    pub fn function_found(&self, module: usize, function: usize) {
+        self.overhead.stale.store(true, SeqCst);
+        let mut loaded = 0;
+        // SAFETY: a function that the driver has just named; it fills one integer.
+        let asked = unsafe { call::cuFuncIsLoaded(&raw mut loaded, function as *mut _) };
+        if !asked.is_success() || loaded == 1 {
+            return;
+        }
+        let Ok((context, _)) = self.current() else {
+            return;
+        };
+        let mut pending = lock(&self.overhead.pending);
+        if pending.count >= PENDING_AT_MOST {
+            return;
+        }
+        let of = pending.functions.entry(module).or_default();
+        if of.iter().all(|known| known.function != function) {
+            of.push(Function { function, context });
+            pending.count += 1;
+            self.overhead.any_pending.store(true, SeqCst);
+        }
+    }
+
+    /// A module, or what has functions like one, is about to end: nobody loads its functions any more.
+    pub fn module_ends(&self, module: usize) {
+        let mut pending = lock(&self.overhead.pending);
+        if let Some(gone) = pending.functions.remove(&module) {
+            pending.count -= gone.len();
+        }
+        self.await_loads(pending);
+    }
+
+    /// The same for all modules of a context.
+    pub fn modules_end_with(&self, context: usize) {
+        if !self.overhead.any_pending.load(SeqCst) {
+            return;
+        }
+        let mut pending = lock(&self.overhead.pending);
+        for of in pending.functions.values_mut() {
+            of.retain(|function| function.context != context);
+        }
+        pending.functions.retain(|_, of| !of.is_empty());
+        pending.count = pending.functions.values().map(Vec::len).sum();
+        self.await_loads(pending);
+    }
+
+    fn await_loads(&self, mut pending: std::sync::MutexGuard<'_, Pending>) {
+        let until = Instant::now() + PATIENCE;
+        while pending.loading > 0 && Instant::now() < until {
+            pending = self
+                .overhead
+                .loaded
+                .wait_timeout(pending, Duration::from_millis(10))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Before `bytes` are reserved on a device: if that comes near the limit, what the driver will take for
+    /// the program's functions is taken now, and measured, so that it is in the account.
+    pub fn settle_overhead(&self, device: usize, bytes: u64) {
+        if self.session.is_none() || self.headroom(device) >= signed(bytes.saturating_add(NEAR)) {
+            return;
+        }
+        self.measure_lingering(device);
+        if self.overhead.any_pending.load(SeqCst) {
+            self.load_pending(device);
+            self.measure_now();
+        } else if self.overhead.stale.load(SeqCst) {
+            self.measure_now();
+        }
+    }
+
+    fn load_pending(&self, device: usize) {
+        while self.headroom(device) >= signed(GRANULE) {
+            // Taken inside the gate, so that the end of its module waits for a driver call at most.
+            let inside = gate::enter();
+            let Some(Function { function, context }) = self.take_pending(device) else {
+                break;
+            };
+            let _ = vmm::in_context(context, || {
+                // SAFETY: its module is alive: the end of a module waits for us.
+                unsafe { call::cuFuncLoad(function as *mut _) }.ok()
+            });
+            lock(&self.overhead.pending).loading -= 1;
+            self.overhead.loaded.notify_all();
+            drop(inside);
+        }
+    }
+
+    /// Takes one function of a device out, to be loaded; counted as loading until the caller is done.
+    fn take_pending(&self, device: usize) -> Option<Function> {
+        let contexts = lock(&self.contexts);
+        let mut pending = lock(&self.overhead.pending);
+        let mut taken = None;
+        for of in pending.functions.values_mut() {
+            let here = |f: &Function| contexts.device_of(f.context) == Some(device);
+            if let Some(at) = of.iter().position(here) {
+                taken = Some(of.swap_remove(at));
+                break;
+            }
+        }
+        pending.functions.retain(|_, of| !of.is_empty());
+        if taken.is_some() {
+            pending.count -= 1;
+            pending.loading += 1;
+        }
+        self.overhead.any_pending.store(pending.count > 0, SeqCst);
+        taken
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

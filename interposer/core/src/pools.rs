@@ -1,0 +1,341 @@
+//! Memory pools of the program: what each holds. Pure bookkeeping.
+//!
+//! Two kinds. The memory of an *own* pool comes from the heap here and can be swapped: its figures and
+//! its cache of freed memory are kept here, and the driver's pool of that handle stays empty. The memory
+//! of a *driver's* pool (shared with other processes, or nothing is swapped in this process) is the
+//! driver's, charged by a [`Meter`].
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use spillway_protocol::granules_up;
+
+use crate::heap::{Alloc, Place, small_size};
+use crate::meter::Meter;
+
+/// `CUmemPool_attribute`, raw: those that have an answer of ours.
+mod attribute {
+    pub const RELEASE_THRESHOLD: u32 = 4;
+    pub const RESERVED_CURRENT: u32 = 5;
+    pub const RESERVED_HIGH: u32 = 6;
+    pub const USED_CURRENT: u32 = 7;
+    pub const USED_HIGH: u32 = 8;
+}
+
+/// What an allocation takes of a pool.
+#[must_use]
+pub fn rounded(alloc: &Alloc) -> u64 {
+    match alloc.place {
+        Place::Slab(_) => small_size(alloc.bytes),
+        _ => granules_up(alloc.bytes),
+    }
+}
+
+/// Figures of an own pool.
+#[derive(Debug, Default)]
+struct Own {
+    threshold: u64,
+    used: u64,
+    used_high: u64,
+    kept_bytes: u64,
+    reserved_high: u64,
+    /// Freed, and kept for the next allocation of the same size; the oldest first.
+    kept: Vec<Alloc>,
+}
+
+impl Own {
+    fn mark(&mut self) {
+        self.used_high = self.used_high.max(self.used);
+        self.reserved_high = self.reserved_high.max(self.used + self.kept_bytes);
+    }
+}
+
+#[derive(Debug)]
+enum Kind {
+    Own(Own),
+    Driver(Arc<Mutex<Meter>>),
+}
+
+#[derive(Debug)]
+struct Pool {
+    device: usize,
+    kind: Kind,
+}
+
+/// All pools that allocations were asked of, by the driver's handle.
+#[derive(Debug, Default)]
+pub struct Pools {
+    known: HashMap<u64, Pool>,
+}
+
+impl Pools {
+    /// Notes a pool, if it is not known.
+    pub fn note(&mut self, handle: u64, device: usize, own: bool) {
+        self.known.entry(handle).or_insert_with(|| Pool {
+            device,
+            kind: if own {
+                Kind::Own(Own::default())
+            } else {
+                Kind::Driver(Arc::default())
+            },
+        });
+    }
+
+    fn own(&mut self, handle: u64) -> Option<&mut Own> {
+        match &mut self.known.get_mut(&handle)?.kind {
+            Kind::Own(own) => Some(own),
+            Kind::Driver(_) => None,
+        }
+    }
+
+    /// Whether a pool is known, and own.
+    #[must_use]
+    pub fn is_own(&self, handle: u64) -> Option<bool> {
+        let pool = self.known.get(&handle)?;
+        Some(matches!(pool.kind, Kind::Own(_)))
+    }
+
+    /// A known pool's device.
+    #[must_use]
+    pub fn device(&self, handle: u64) -> Option<usize> {
+        self.known.get(&handle).map(|pool| pool.device)
+    }
+
+    /// Device and meter of a driver's pool.
+    #[must_use]
+    pub fn meter(&self, handle: u64) -> Option<(usize, Arc<Mutex<Meter>>)> {
+        let pool = self.known.get(&handle)?;
+        match &pool.kind {
+            Kind::Driver(meter) => Some((pool.device, Arc::clone(meter))),
+            Kind::Own(_) => None,
+        }
+    }
+
+    /// The driver's pools, of one device or of all.
+    #[must_use]
+    pub fn drivers(&self, device: Option<usize>) -> Vec<u64> {
+        self.known
+            .iter()
+            .filter(|(_, pool)| device.is_none_or(|device| pool.device == device))
+            .filter(|(_, pool)| matches!(pool.kind, Kind::Driver(_)))
+            .map(|(&handle, _)| handle)
+            .collect()
+    }
+
+    /// An allocation came from an own pool.
+    pub fn took(&mut self, handle: u64, bytes: u64) {
+        if let Some(own) = self.own(handle) {
+            own.used += bytes;
+            own.mark();
+        }
+    }
+
+    /// A taken allocation of an own pool is finished: whether the pool keeps it, below its threshold.
+    pub fn keep(&mut self, alloc: &Alloc) -> bool {
+        let bytes = rounded(alloc);
+        let Some(own) = self.own(alloc.pool) else {
+            return false;
+        };
+        own.used = own.used.saturating_sub(bytes);
+        // Small ones lie in slabs, which are kept anyway.
+        let keep =
+            matches!(alloc.place, Place::Own) && own.used + own.kept_bytes + bytes <= own.threshold;
+        if keep {
+            own.kept.push(*alloc);
+            own.kept_bytes += bytes;
+        }
+        keep
+    }
+
+    /// An allocation of an own pool is gone, whatever its threshold.
+    pub fn gone(&mut self, alloc: &Alloc) {
+        if let Some(own) = self.own(alloc.pool) {
+            own.used = own.used.saturating_sub(rounded(alloc));
+        }
+    }
+
+    /// Kept memory for an allocation of `bytes` (rounded) in a context.
+    pub fn take_kept(&mut self, handle: u64, context: usize, bytes: u64) -> Option<Alloc> {
+        let own = self.own(handle)?;
+        let fits = |alloc: &Alloc| alloc.context == context && rounded(alloc) == bytes;
+        let alloc = own.kept.remove(own.kept.iter().rposition(fits)?);
+        own.kept_bytes -= bytes;
+        own.used += bytes;
+        own.mark();
+        Some(alloc)
+    }
+
+    /// Takes kept memory out until the pool has no more than `keep` bytes, for the caller to release.
+    #[must_use]
+    pub fn trim(&mut self, handle: u64, keep: u64) -> Vec<Alloc> {
+        let mut out = Vec::new();
+        if let Some(own) = self.own(handle) {
+            while own.used + own.kept_bytes > keep && !own.kept.is_empty() {
+                let alloc = own.kept.remove(0);
+                own.kept_bytes -= rounded(&alloc);
+                out.push(alloc);
+            }
+        }
+        out
+    }
+
+    /// Takes out all kept memory that `which` says, for the caller to release.
+    #[must_use]
+    pub fn take_all_kept(&mut self, which: impl Fn(&Alloc) -> bool) -> Vec<Alloc> {
+        let mut out = Vec::new();
+        for pool in self.known.values_mut() {
+            if let Kind::Own(own) = &mut pool.kind {
+                out.extend(own.kept.extract_if(.., |alloc| which(alloc)));
+                own.kept_bytes = own.kept.iter().map(rounded).sum();
+            }
+        }
+        out
+    }
+
+    /// The program has destroyed a pool; what is allocated from it lives on, as of no pool. Returns its
+    /// kept memory, for the caller to release.
+    #[must_use]
+    pub fn destroyed(&mut self, handle: u64) -> Vec<Alloc> {
+        let out = self.trim(handle, 0);
+        self.known.remove(&handle);
+        out
+    }
+
+    /// An attribute of an own pool; `None`: the driver's answer stands.
+    #[must_use]
+    pub fn attribute(&mut self, handle: u64, which: u32) -> Option<u64> {
+        let own = self.own(handle)?;
+        match which {
+            attribute::RESERVED_CURRENT => Some(own.used + own.kept_bytes),
+            attribute::RESERVED_HIGH => Some(own.reserved_high),
+            attribute::USED_CURRENT => Some(own.used),
+            attribute::USED_HIGH => Some(own.used_high),
+            _ => None,
+        }
+    }
+
+    /// The driver has accepted a new value of an attribute of an own pool.
+    pub fn set_attribute(&mut self, handle: u64, which: u32, value: u64) {
+        if let Some(own) = self.own(handle) {
+            match which {
+                attribute::RELEASE_THRESHOLD => own.threshold = value,
+                // It accepts no other value than 0; as it is reset, it shows what is now.
+                attribute::RESERVED_HIGH => own.reserved_high = own.used + own.kept_bytes,
+                attribute::USED_HIGH => own.used_high = own.used,
+                _ => {}
+            }
+        }
+    }
+
+    /// Bytes that own pools hold beyond their thresholds: what a synchronisation gives back.
+    #[must_use]
+    pub fn over_threshold(&mut self) -> Vec<Alloc> {
+        let over: Vec<(u64, u64)> = self
+            .known
+            .iter()
+            .filter_map(|(&handle, pool)| match &pool.kind {
+                Kind::Own(own) if own.used + own.kept_bytes > own.threshold => {
+                    Some((handle, own.threshold))
+                }
+                _ => None,
+            })
+            .collect();
+        over.into_iter()
+            .flat_map(|(handle, threshold)| self.trim(handle, threshold))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    const MIB: u64 = 1 << 20;
+
+    fn alloc(ptr: u64, bytes: u64) -> Alloc {
+        Alloc {
+            ptr,
+            bytes,
+            id: ptr,
+            place: Place::Own,
+            context: 1,
+            device: 0,
+            pool: 7,
+        }
+    }
+
+    #[test]
+    fn figures_follow_allocations_and_frees() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        pools.took(7, 4 * MIB);
+        pools.took(7, 2 * MIB);
+        assert!(!pools.keep(&alloc(1, 4 * MIB)), "the threshold is 0");
+        assert_eq!(pools.attribute(7, attribute::USED_CURRENT), Some(2 * MIB));
+        assert_eq!(pools.attribute(7, attribute::USED_HIGH), Some(6 * MIB));
+        pools.set_attribute(7, attribute::USED_HIGH, 0);
+        assert_eq!(pools.attribute(7, attribute::USED_HIGH), Some(2 * MIB));
+        assert_eq!(
+            pools.attribute(7, attribute::RELEASE_THRESHOLD),
+            None,
+            "the driver's"
+        );
+        assert_eq!(pools.attribute(8, attribute::USED_CURRENT), None);
+    }
+
+    #[test]
+    fn what_is_freed_below_the_threshold_is_kept_and_comes_again() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        pools.set_attribute(7, attribute::RELEASE_THRESHOLD, 6 * MIB);
+        pools.took(7, 4 * MIB);
+        pools.took(7, 4 * MIB);
+        assert!(!pools.keep(&alloc(1, 4 * MIB)), "8 MiB are above 6");
+        assert!(pools.keep(&alloc(2, 4 * MIB)));
+        assert_eq!(
+            pools.attribute(7, attribute::RESERVED_CURRENT),
+            Some(4 * MIB)
+        );
+        assert_eq!(pools.take_kept(7, 2, 4 * MIB), None, "another context's");
+        assert_eq!(pools.take_kept(7, 1, 2 * MIB), None, "another size");
+        assert_eq!(pools.take_kept(7, 1, 4 * MIB), Some(alloc(2, 4 * MIB)));
+        assert!(pools.keep(&alloc(2, 4 * MIB)));
+        assert_eq!(pools.trim(7, 0), vec![alloc(2, 4 * MIB)]);
+        assert_eq!(pools.attribute(7, attribute::RESERVED_CURRENT), Some(0));
+    }
+
+    #[test]
+    fn a_lower_threshold_gives_back_at_the_next_synchronisation() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        pools.set_attribute(7, attribute::RELEASE_THRESHOLD, u64::MAX);
+        pools.took(7, 2 * MIB);
+        assert!(pools.keep(&alloc(1, 2 * MIB)));
+        assert_eq!(pools.over_threshold(), vec![]);
+        pools.set_attribute(7, attribute::RELEASE_THRESHOLD, 0);
+        assert_eq!(pools.over_threshold(), vec![alloc(1, 2 * MIB)]);
+    }
+
+    #[test]
+    fn a_destroyed_pool_keeps_nothing() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        pools.set_attribute(7, attribute::RELEASE_THRESHOLD, u64::MAX);
+        pools.took(7, 2 * MIB);
+        pools.took(7, 2 * MIB);
+        assert!(pools.keep(&alloc(1, 2 * MIB)));
+        assert_eq!(pools.destroyed(7), vec![alloc(1, 2 * MIB)]);
+        assert_eq!(pools.is_own(7), None);
+        assert!(!pools.keep(&alloc(2, 2 * MIB)));
+    }
+
+    #[test]
+    fn drivers_pools_are_told_apart() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        pools.note(8, 1, false);
+        assert_eq!(pools.drivers(None), vec![8]);
+        assert_eq!(pools.drivers(Some(0)), vec![]);
+        assert!(pools.meter(7).is_none());
+        assert_eq!(pools.meter(8).map(|(device, _)| device), Some(1));
+    }
+}
