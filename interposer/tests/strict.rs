@@ -134,6 +134,8 @@ fn a_plugin_that_looks_into_its_dependencies_first_finds_us_there() {
         line.split(':').next().unwrap_or_default().to_owned()
     };
     let hooked = [
+        "early default cuMemAlloc_v2",
+        "early next cuMemAlloc_v2",
         "linked cuMemAlloc_v2",
         "next cuMemAlloc_v2",
         "default cuMemAlloc_v2",
@@ -165,6 +167,7 @@ fn a_plugin_that_looks_into_its_dependencies_first_finds_us_there() {
         if preload == Preload::Strict {
             assert_eq!(found(&printed, "linked cuDriverGetVersion"), library);
             assert_eq!(found(&printed, "opened cuBrandNewCall"), "null");
+            assert_eq!(found(&printed, "early default cuBrandNewCall"), "null");
         }
     }
 }

@@ -9,6 +9,10 @@ static void show(const char *how, void *found) { printf("plugin: %s is %s\n", ho
 int plugin_run(void) {
     int version = 0;
     uint64_t pointer;
+    // Before anything has opened the driver: it is there as this plugin's dependency only.
+    show("early default cuMemAlloc_v2", dlsym(RTLD_DEFAULT, "cuMemAlloc_v2"));
+    show("early next cuMemAlloc_v2", dlsym(RTLD_NEXT, "cuMemAlloc_v2"));
+    show("early default cuBrandNewCall", dlsym(RTLD_DEFAULT, "cuBrandNewCall"));
     show("linked cuMemAlloc_v2", (void *)cuMemAlloc_v2);
     show("linked cuDriverGetVersion", (void *)cuDriverGetVersion);
     printf("plugin: init %d\n", cuInit(7));
