@@ -29,6 +29,7 @@ mod layout;
 mod memop;
 mod memory;
 mod module;
+mod newcomer;
 mod occupancy;
 mod pointer;
 mod pool;
