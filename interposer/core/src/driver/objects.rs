@@ -56,27 +56,43 @@ unsafe fn headers(info: &libc::dl_phdr_info) -> &[libc::Elf64_Phdr] {
     unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) }
 }
 
+/// The file name of a loaded object.
+///
+/// # Safety
+/// As for [`headers`].
+unsafe fn name_of(info: &libc::dl_phdr_info) -> Option<&[u8]> {
+    // SAFETY: the loader's name of the object, null or a C string.
+    (!info.dlpi_name.is_null()).then(|| unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes())
+}
+
 /// What a loaded object is.
 ///
 /// # Safety
 /// As for [`headers`].
 unsafe fn object(info: &libc::dl_phdr_info) -> Object {
-    if info.dlpi_name.is_null() {
-        return Object::Other;
-    }
-    // SAFETY: the loader's name of the object, a C string.
-    let by_name = kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes());
     // SAFETY: the caller's promise.
-    let headers = unsafe { headers(info) };
+    let (Some(name), headers) = (unsafe { (name_of(info), headers(info)) }) else {
+        return Object::Other;
+    };
     for header in headers.iter().filter(|h| h.p_type == libc::PT_NOTE) {
         let (start, bytes) = segment(info, header);
+        // Nobody makes sure that notes are loaded: tools that rewrite files leave some that are not.
+        let mapped = headers.iter().any(|load| {
+            let (from, size) = segment(info, load);
+            let readable = load.p_type == libc::PT_LOAD && load.p_flags & libc::PF_R != 0;
+            let before = start.wrapping_sub(from);
+            readable && before < size && bytes <= size - before
+        });
+        if !mapped {
+            continue;
+        }
         // SAFETY: the object's notes, which lie in a segment that is mapped for reading.
         let notes = unsafe { core::slice::from_raw_parts(start as *const u8, bytes) };
         if let Some(role) = note::find(notes) {
             return Object::Spillway(role);
         }
     }
-    by_name
+    kind(name)
 }
 
 struct Search {
@@ -143,11 +159,14 @@ impl<'a> Wanted<'a> {
         // SAFETY: the loader passes a valid description, and `data` is the value of `search`, which has no
         // name, or one that outlives the call.
         let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Self>()) };
+        let driver = Object::Driver(wanted.library);
+        // By its name first: other objects' notes are not even looked at.
         // SAFETY: the loader's description, during its call.
-        let (object, headers) = unsafe { (object(info), headers(info)) };
-        if object != Object::Driver(wanted.library) {
+        if unsafe { name_of(info) }.map(kind) != Some(driver) || unsafe { object(info) } != driver {
             return 0;
         }
+        // SAFETY: as above.
+        let headers = unsafe { headers(info) };
         let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else {
             return 0;
         };

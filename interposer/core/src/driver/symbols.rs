@@ -14,7 +14,6 @@ const DT_STRTAB: i64 = 5;
 const DT_SYMTAB: i64 = 6;
 const DT_GNU_HASH: i64 = 0x6fff_fef5;
 const STT_FUNC: u8 = 2;
-const STT_GNU_IFUNC: u8 = 10;
 const STB_LOCAL: u8 = 0;
 
 /// A pair of a dynamic section.
@@ -163,8 +162,9 @@ impl Tables {
         // SAFETY: the caller's promise.
         let symbol = unsafe { &*(self.symbols as *const libc::Elf64_Sym).add(index) };
         let (kind, binding) = (symbol.st_info & 15, symbol.st_info >> 4);
-        let function = kind == STT_FUNC || kind == STT_GNU_IFUNC;
-        if symbol.st_shndx == 0 || symbol.st_value == 0 || binding == STB_LOCAL || !function {
+        // Functions that are chosen when they are bound are left out: the driver has none.
+        if symbol.st_shndx == 0 || symbol.st_value == 0 || binding == STB_LOCAL || kind != STT_FUNC
+        {
             return None;
         }
         // SAFETY: an offset into the object's strings, each of which ends with zero.
@@ -172,14 +172,7 @@ impl Tables {
         let address = self
             .base
             .wrapping_add(usize::try_from(symbol.st_value).ok()?);
-        (text == name).then(|| {
-            if kind == STT_GNU_IFUNC {
-                // SAFETY: such a symbol's address is a function that answers with the real one.
-                let choose: extern "C" fn() -> usize = unsafe { core::mem::transmute(address) };
-                return choose();
-            }
-            address
-        })
+        (text == name).then_some(address)
     }
 }
 

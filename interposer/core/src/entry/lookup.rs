@@ -171,7 +171,8 @@ fn of(address: *const c_void, row: &Row) -> Found {
 /// place, also if the driver is not loaded yet. Otherwise it is not found.
 fn if_loaded(symbol: &CStr, row: &Row, export: *const c_void, in_place: bool) -> Answer {
     match loaded_function(row.library, symbol) {
-        None if !in_place => not_found(symbol, ""),
+        // Asked before this: what follows this library has set `dlerror`.
+        None if !in_place => Answer::address(null_mut()),
         Some(function) if function.is_null() => not_found(symbol, LACKING),
         _ => Answer::address(export),
     }
@@ -227,7 +228,7 @@ fn not_found(symbol: &CStr, why: &str) -> Answer {
     let mut text = [0_u8; 256];
     let name = symbol.to_bytes();
     let name = &name[..name.len().min(text.len() - 1 - REFUSED.len())];
-    let why = if why.is_empty() { " " } else { why }.as_bytes();
+    let why = why.as_bytes();
     text[..name.len()].copy_from_slice(name);
     text[name.len()..name.len() + why.len()].copy_from_slice(why);
     if let Some(dlsym) = real_dlsym() {
