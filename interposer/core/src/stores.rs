@@ -42,6 +42,8 @@ pub struct Growth<'a> {
     pub device: usize,
     /// By how much at most, in bytes, whole granules.
     pub most: u64,
+    /// What it takes of the store's unused bytes, by [`Runtime::claim_room`].
+    pub claim: u64,
     /// Asks the driver what the store has, in bytes.
     pub reserved: Box<dyn Fn() -> Option<u64>>,
 }
@@ -85,6 +87,9 @@ impl Runtime {
                 for done in growths.iter().take(index).filter(|done| done.most > 0) {
                     self.unreserve(done.device, done.most, Backing::Pinned);
                 }
+                for growth in growths {
+                    lock(growth.meter).unclaim(growth.claim);
+                }
                 return Err(Unmade::Refused);
             }
         }
@@ -104,6 +109,7 @@ impl Runtime {
                     charged.saturating_sub(growth.most)
                 });
                 let settled = meter.end(growth.most, has);
+                meter.unclaim(growth.claim);
                 self.report_held(meter, growth.device, has);
                 settled
             }));
@@ -119,6 +125,28 @@ impl Runtime {
             Ok(()) if over => Err(Unmade::Over),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// How much of `bytes` a call may take out of what a store has unused; see [`Meter::claim`]. `figures`:
+    /// what the driver has reserved there, and what of it is used.
+    pub fn claim_room(
+        &self,
+        meter: &Mutex<Meter>,
+        bytes: u64,
+        partly: bool,
+        figures: impl Fn() -> Option<(u64, u64)>,
+    ) -> u64 {
+        for _ in 0..ASK_AT_MOST {
+            let version = lock(meter).version();
+            let Some((reserved, used)) = figures() else {
+                return 0;
+            };
+            let mut meter = lock(meter);
+            if meter.version() == version {
+                return meter.claim(bytes, partly, reserved, used);
+            }
+        }
+        0
     }
 
     /// Asks the driver what a store has, and enters it into the books if they have not changed meanwhile;

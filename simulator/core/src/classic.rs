@@ -21,6 +21,18 @@ pub const SMALL_MAX: u64 = FRAME / 2;
 pub struct Blocks(BTreeMap<u64, Ranges>);
 
 impl Blocks {
+    /// What all of them take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.len() as u64 * FRAME
+    }
+
+    /// Whether an allocation fits without a new block.
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.0.values().any(|free| free.fits(rounded(bytes)))
+    }
+
     fn take(&mut self, length: u64) -> Option<u64> {
         self.0
             .values_mut()
@@ -44,6 +56,8 @@ pub struct Request<'a> {
     pub context: u64,
     pub pool: u64,
     pub blocks: &'a Mutex<Blocks>,
+    /// What each GPU may do with it; `None`: the GPU itself and its peers may read and write.
+    pub access: Option<[u8; GPUS_MAX]>,
 }
 
 /// What an allocation of `bytes` takes.
@@ -56,24 +70,32 @@ pub fn rounded(bytes: u64) -> u64 {
     }
 }
 
-fn map(driver: &'static Driver, gpu: u32, length: u64, pool: u64) -> R<u64> {
-    let physical = Physical::new(driver.shared, gpu, length, 0, [0; 8])?;
-    place(driver, physical, pool)
+fn map(driver: &'static Driver, request: &Request<'_>, length: u64) -> R<u64> {
+    let physical = Physical::new(driver.shared, request.gpu, length, 0, [0; 8])?;
+    let access = request
+        .access
+        .unwrap_or_else(|| peers_access(driver, request.gpu));
+    place(driver, physical, request.pool, access)
 }
 
-/// Maps memory at an address of its own, accessible to its GPU and to those that it is a peer of.
-fn place(driver: &Driver, physical: Arc<Physical>, pool: u64) -> R<u64> {
-    let (gpu, length) = (physical.gpu, physical.bytes());
-    let mut space = write(&driver.space);
-    let start = space
-        .take_addresses(length, FRAME, 0)
-        .ok_or(OUT_OF_MEMORY)?;
+/// Access for the GPU itself and for those that it is a peer of.
+fn peers_access(driver: &Driver, gpu: u32) -> [u8; GPUS_MAX] {
     let mut access = [0; GPUS_MAX];
     for (from, rights) in access.iter_mut().enumerate() {
         if from as u32 == gpu || driver.peer_enabled(from as u32, gpu) {
             *rights = READ_WRITE;
         }
     }
+    access
+}
+
+/// Maps memory at an address of its own.
+fn place(driver: &Driver, physical: Arc<Physical>, pool: u64, access: [u8; GPUS_MAX]) -> R<u64> {
+    let length = physical.bytes();
+    let mut space = write(&driver.space);
+    let start = space
+        .take_addresses(length, FRAME, 0)
+        .ok_or(OUT_OF_MEMORY)?;
     let region = Region {
         length,
         physical,
@@ -88,13 +110,19 @@ fn place(driver: &Driver, physical: Arc<Physical>, pool: u64) -> R<u64> {
 /// Stands where a pool would: memory of another process.
 pub const IMPORTED: u64 = 1;
 
-/// Maps another process's memory for `context`; `offset` and `length` are the allocation's.
+/// Whose an import is: a context's, or a pool's with what each GPU may do with it.
+pub enum Importer {
+    Context(u64),
+    Pool(u64, [u8; GPUS_MAX]),
+}
+
+/// Maps another process's memory; `offset` and `length` are the allocation's.
 ///
 /// # Errors
 /// `INVALID_VALUE` if the allocation would not lie inside, `OUT_OF_MEMORY` without addresses.
 pub fn import(
     driver: &Driver,
-    context: u64,
+    importer: &Importer,
     physical: Arc<Physical>,
     offset: u64,
     length: u64,
@@ -106,17 +134,35 @@ pub fn import(
         return Err(INVALID_VALUE);
     }
     let gpu = physical.gpu;
-    let start = place(driver, physical, 0)? + offset;
+    let (context, pool, base) = match importer {
+        Importer::Context(context) => {
+            let access = peers_access(driver, gpu);
+            (*context, IMPORTED, place(driver, physical, 0, access)?)
+        }
+        Importer::Pool(pool, access) => (0, *pool, place(driver, physical, *pool, *access)?),
+    };
+    let start = base + offset;
     let allocation = Allocation {
         start,
         length,
         gpu,
         context,
-        pool: IMPORTED,
+        pool,
         id: fresh_id(),
     };
     write(&driver.space).allocations.insert(start, allocation);
     Ok(start)
+}
+
+/// Unmaps what [`import`] mapped.
+///
+/// # Errors
+/// `INVALID_VALUE` if there is nothing.
+pub fn free_import(driver: &Driver, start: u64) -> R {
+    let known = write(&driver.space).allocations.remove(&start).is_some();
+    let region = read(&driver.space).region(start).map(|r| r.0);
+    unmap(driver, region.filter(|_| known).ok_or(INVALID_VALUE)?);
+    Ok(())
 }
 
 fn unmap(driver: &Driver, start: u64) {
@@ -148,7 +194,7 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
         match blocks.take(length) {
             Some(start) => start,
             None => {
-                let block = map(driver, request.gpu, FRAME, request.pool)?;
+                let block = map(driver, request, FRAME)?;
                 let mut free = Ranges::new(block, FRAME);
                 let start = free.take(length, SMALL).ok_or(OUT_OF_MEMORY)?;
                 blocks.0.insert(block, free);
@@ -156,7 +202,7 @@ pub fn allocate(driver: &'static Driver, request: &Request<'_>, bytes: u64) -> R
             }
         }
     } else {
-        map(driver, request.gpu, length, request.pool)?
+        map(driver, request, length)?
     };
     let allocation = Allocation {
         start,
@@ -187,15 +233,13 @@ pub fn find(driver: &Driver, start: u64) -> R<Allocation> {
 /// # Errors
 /// `INVALID_VALUE` if there is none.
 pub fn free(driver: &Driver, start: u64, blocks: &Mutex<Blocks>) -> R {
+    if find(driver, start)?.pool == IMPORTED {
+        return free_import(driver, start);
+    }
     let allocation = write(&driver.space)
         .allocations
         .remove(&start)
         .ok_or(INVALID_VALUE)?;
-    if allocation.pool == IMPORTED {
-        let region = read(&driver.space).region(start).map(|r| r.0);
-        unmap(driver, region.ok_or(INVALID_VALUE)?);
-        return Ok(());
-    }
     let length = rounded(allocation.length);
     if length <= SMALL_MAX {
         let mut blocks = lock(blocks);

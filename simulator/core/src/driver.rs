@@ -10,7 +10,7 @@ use crate::graph::{Exec, Graph};
 use crate::host::HostTable;
 use crate::managed::{self, Managed};
 use crate::module::{Function, Kernel, Library, Module};
-use crate::pool::Pool;
+use crate::pool::{self, Pool};
 use crate::shared::Shared;
 use crate::space::{Physical, Space};
 use crate::state::peek_driver;
@@ -185,7 +185,9 @@ fn start() -> Result<Driver, String> {
         Space::new().map_err(|_| "spillway simulator: no address space to reserve".to_owned())?;
     let gpus = shared.config().gpus;
     let pools = Registry::default();
-    let default_pools: Vec<Arc<Pool>> = (0..gpus).map(|gpu| Pool::new(gpu, true)).collect();
+    let default_pools: Vec<Arc<Pool>> = (0..gpus)
+        .map(|gpu| Pool::new(gpu, pool::Kind::Default, 0, 0))
+        .collect();
     for pool in &default_pools {
         pools.insert(pool.id, Arc::clone(pool));
     }

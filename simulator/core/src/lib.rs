@@ -3,7 +3,7 @@
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
 //! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
 //! all processes share); `space`, `host`, `managed` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
-//! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `module`, `context`; `driver` (all of it together).
+//! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `sharing`, `module`, `context`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
 #![allow(clippy::cast_possible_truncation)]
@@ -35,6 +35,7 @@ pub mod ranges;
 pub mod release;
 pub mod selection;
 pub mod shared;
+pub mod sharing;
 pub mod space;
 pub mod state;
 pub mod stream;

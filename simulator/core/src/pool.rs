@@ -1,11 +1,13 @@
 //! Stream-ordered allocation: pools that keep freed memory until a synchronisation trims them.
+//!
+//! A pool of another process has no memory of its own: what is imported into it is mapped until it is freed.
 
 use crate::classic::{self, Blocks, Request};
 use crate::code::{INVALID_VALUE, OUT_OF_MEMORY, R};
-use crate::config::FRAME;
+use crate::config::{FRAME, GPUS_MAX};
 use crate::driver::Driver;
 use crate::exec::Op;
-use crate::space::{Allocation, fresh_id};
+use crate::space::{Allocation, READ_WRITE, fresh_id};
 use crate::stream::Stream;
 use crate::sync::{lock, write};
 use std::sync::{Arc, Mutex};
@@ -14,10 +16,27 @@ use std::sync::{Arc, Mutex};
 pub struct Pool {
     pub id: u64,
     pub gpu: u32,
-    /// A device's own default pool cannot be destroyed.
-    pub default: bool,
+    pub kind: Kind,
+    /// How other processes know it.
+    pub key: u64,
+    /// Bytes that it may reserve; 0: as many as there are.
+    max: u64,
+    /// Held by who makes a pool with a maximum grow.
+    growing: Mutex<()>,
     blocks: Mutex<Blocks>,
     state: Mutex<State>,
+}
+
+/// Where a pool comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A device's own default pool, which cannot be destroyed.
+    Default,
+    Own,
+    /// Its descriptor may be given to other processes.
+    Shareable,
+    /// Another process's.
+    Imported,
 }
 
 #[derive(Default)]
@@ -25,8 +44,11 @@ struct State {
     threshold: u64,
     used: u64,
     used_high: u64,
-    reserved: u64,
+    /// Whole frames of its own allocations; the blocks of small ones come on top.
+    large: u64,
     reserved_high: u64,
+    /// What each GPU may do with its memory.
+    access: [u8; GPUS_MAX],
     /// Freed and kept: address and length.
     cache: Vec<(u64, u64)>,
     pending: Vec<Pending>,
@@ -53,19 +75,69 @@ impl State {
 }
 
 impl Pool {
+    /// A pool of `gpu` that reserves up to `max` bytes (0: any), known to others by `key`.
     #[must_use]
-    pub fn new(gpu: u32, default: bool) -> Arc<Self> {
-        let state = State {
+    pub fn new(gpu: u32, kind: Kind, max: u64, key: u64) -> Arc<Self> {
+        let mut state = State {
             reuse: [0, 1, 1, 1],
             ..State::default()
         };
+        state.access[gpu as usize] = READ_WRITE;
         Arc::new(Self {
             id: fresh_id(),
             gpu,
-            default,
+            kind,
+            key,
+            max,
+            growing: Mutex::default(),
             blocks: Mutex::default(),
             state: Mutex::new(state),
         })
+    }
+
+    /// Bytes that the pool has of the device.
+    fn reserved(&self, state: &State) -> u64 {
+        state.large + lock(&self.blocks).bytes()
+    }
+
+    /// What `gpu` may do with the pool's memory.
+    #[must_use]
+    pub fn access(&self, gpu: u32) -> u8 {
+        lock(&self.state).access[gpu as usize]
+    }
+
+    /// What every GPU may do with the pool's memory.
+    #[must_use]
+    pub fn all_access(&self) -> [u8; GPUS_MAX] {
+        lock(&self.state).access
+    }
+
+    /// Changes that, also for what is allocated already.
+    pub fn set_access(&self, driver: &Driver, gpu: u32, rights: u8) {
+        let mut state = lock(&self.state);
+        state.access[gpu as usize] = rights;
+        let mut space = write(&driver.space);
+        let own = space.regions.values_mut().filter(|r| r.pool == self.id);
+        for region in own {
+            region.access[gpu as usize] = rights;
+        }
+    }
+
+    /// Whether the pool may take memory for `bytes` more.
+    fn may_grow(&self, bytes: u64) -> bool {
+        let state = lock(&self.state);
+        let more = if bytes > classic::SMALL_MAX {
+            classic::rounded(bytes)
+        } else if lock(&self.blocks).has_room(bytes) {
+            0
+        } else {
+            FRAME
+        };
+        self.max == 0
+            || self
+                .reserved(&state)
+                .checked_add(more)
+                .is_some_and(|all| all <= self.max.next_multiple_of(FRAME))
     }
 
     /// Allocates `bytes`.
@@ -74,7 +146,7 @@ impl Pool {
     /// `OUT_OF_MEMORY` if there is none even after the caches were trimmed and queued frees of
     /// this pool were waited for.
     pub fn allocate(&self, driver: &'static Driver, stream: &Arc<Stream>, bytes: u64) -> R<u64> {
-        if bytes == 0 {
+        if bytes == 0 || self.kind == Kind::Imported {
             return Err(INVALID_VALUE);
         }
         if let Some(start) = self.reuse(driver, stream, bytes) {
@@ -85,18 +157,30 @@ impl Pool {
             context: 0,
             pool: self.id,
             blocks: &self.blocks,
+            access: Some(self.all_access()),
         };
-        let mut result = classic::allocate(driver, &request, bytes);
+        let _growing = (self.max != 0).then(|| lock(&self.growing));
+        let allocate = || {
+            if self.may_grow(bytes) {
+                classic::allocate(driver, &request, bytes)
+            } else {
+                Err(OUT_OF_MEMORY)
+            }
+        };
+        let mut result = allocate();
         if result == Err(OUT_OF_MEMORY) {
             self.settle();
             driver.trim_pools(self.gpu, true);
-            result = classic::allocate(driver, &request, bytes);
+            result = allocate();
         }
         let start = result?;
         let mut state = lock(&self.state);
-        state.reserved += classic::rounded(bytes);
-        state.reserved_high = state.reserved_high.max(state.reserved);
-        state.use_more(classic::rounded(bytes));
+        let length = classic::rounded(bytes);
+        if bytes > classic::SMALL_MAX {
+            state.large += length;
+        }
+        state.reserved_high = state.reserved_high.max(self.reserved(&state));
+        state.use_more(length);
         Ok(start)
     }
 
@@ -146,13 +230,13 @@ impl Pool {
         loop {
             let start = {
                 let mut state = lock(&self.state);
-                if state.reserved <= keep {
+                if self.reserved(&state) <= keep {
                     return;
                 }
                 let Some((start, length)) = state.cache.pop() else {
                     return;
                 };
-                state.reserved -= length;
+                state.large -= length;
                 let allocation = Allocation {
                     start,
                     length,
@@ -175,6 +259,14 @@ impl Pool {
     }
 
     fn give_back(&self, driver: &Driver, allocation: &Allocation) {
+        if self.kind == Kind::Imported {
+            // Found at its start with this id, or freed meanwhile.
+            if classic::find(driver, allocation.start).is_ok_and(|a| a.id == allocation.id) {
+                let _ = classic::free_import(driver, allocation.start);
+            }
+            lock(&self.state).pending.retain(|p| p.id != allocation.id);
+            return;
+        }
         let length = classic::rounded(allocation.length);
         let destroyed = {
             let mut state = lock(&self.state);
@@ -184,12 +276,11 @@ impl Pool {
             }
             state.used -= length.min(state.used);
             state.pending.retain(|p| p.id != allocation.id);
-            if length >= FRAME {
+            if length > classic::SMALL_MAX {
                 write(&driver.space).allocations.remove(&allocation.start);
                 state.cache.push((allocation.start, length));
                 state.destroyed
             } else {
-                state.reserved -= length.min(state.reserved);
                 drop(state);
                 let _ = classic::free(driver, allocation.start, &self.blocks);
                 return;
@@ -220,7 +311,7 @@ impl Pool {
         Ok(match attribute {
             1..=3 => u64::from(state.reuse[attribute as usize]),
             4 => state.threshold,
-            5 => state.reserved,
+            5 => self.reserved(&state),
             6 => state.reserved_high,
             7 => state.used,
             8 => state.used_high,
@@ -235,7 +326,7 @@ impl Pool {
         match attribute {
             1..=3 => state.reuse[attribute as usize] = value as u32,
             4 => state.threshold = value,
-            6 if value == 0 => state.reserved_high = state.reserved,
+            6 if value == 0 => state.reserved_high = self.reserved(&state),
             8 if value == 0 => state.used_high = state.used,
             _ => return Err(INVALID_VALUE),
         }

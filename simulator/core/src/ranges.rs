@@ -22,6 +22,12 @@ impl Ranges {
         self.take_at(at, length).then_some(at)
     }
 
+    /// Whether some free range has this length.
+    #[must_use]
+    pub fn fits(&self, length: u64) -> bool {
+        self.0.values().any(|free| *free >= length)
+    }
+
     /// Takes exactly this range, if all of it is free.
     pub fn take_at(&mut self, at: u64, length: u64) -> bool {
         let Some((&start, &free)) = self.0.range(..=at).next_back() else {

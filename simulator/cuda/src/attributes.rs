@@ -90,8 +90,8 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         115 => 1,
         116 => 0,
         117 | 118 => 0,
-        // Pools cannot be shared.
-        119 => 0,
+        // Pools can be shared by file descriptors.
+        119 => 1,
         120 => 1,
         121 | 124 | 125 => 0,
         126 => 4,

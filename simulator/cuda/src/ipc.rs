@@ -2,23 +2,18 @@
 
 use crate::abi::{Out, exports};
 use crate::submit::here;
-use spillway_simulator_core::classic::{self, IMPORTED};
+use spillway_simulator_core::classic::{self, IMPORTED, Importer};
 use spillway_simulator_core::code::{INVALID_CONTEXT, INVALID_VALUE, R};
 use spillway_simulator_core::driver;
-use spillway_simulator_core::objects::object_name;
-use spillway_simulator_core::space::Physical;
+use spillway_simulator_core::sharing::Name;
 use spillway_simulator_core::sync::{lock, read};
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// `CUipcMemHandle`, passed by value.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Handle {
-    /// Name of the exported object, padded with zeros.
-    name: [u8; 40],
-    offset: u64,
-    length: u64,
+    name: Name,
     /// The slot of the process that exported it, plus one.
     owner: u64,
 }
@@ -52,14 +47,7 @@ fn open(out: Out<u64>, handle: Handle, flags: u32) -> R {
         known.count += 1;
         return out.set(known.start);
     }
-    let end = handle
-        .name
-        .iter()
-        .position(|b| *b == 0)
-        .ok_or(INVALID_VALUE)?;
-    let name = std::str::from_utf8(&handle.name[..end]).map_err(|_| INVALID_VALUE)?;
-    let physical = Physical::import_named(driver.shared, name)?;
-    let start = classic::import(driver, context.id, physical, handle.offset, handle.length)?;
+    let start = handle.name.import(driver, &Importer::Context(context.id))?;
     opened.push(Open {
         handle,
         context: context.id,
@@ -75,17 +63,9 @@ exports! {
         let (driver, _) = here()?;
         let space = read(&driver.space);
         let allocation = space.allocation(address).filter(|a| a.pool == 0).cloned().ok_or(INVALID_VALUE)?;
-        let (region, physical) =
-            space.region(allocation.start).map(|r| (r.0, Arc::clone(&r.1.physical))).ok_or(INVALID_VALUE)?;
         drop(space);
-        let file = physical.export()?;
-        let text = object_name(file.as_raw_fd()).ok_or(INVALID_VALUE)?;
-        let mut name = [0; 40];
-        name[..text.len()].copy_from_slice(text.as_bytes());
         out.set(Handle {
-            name,
-            offset: allocation.start - region,
-            length: allocation.length,
+            name: Name::of(driver, &allocation)?,
             owner: u64::from(driver.shared.slot()) + 1,
         })
     }

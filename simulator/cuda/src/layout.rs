@@ -69,6 +69,9 @@ pub struct Location {
 /// `CU_MEM_LOCATION_TYPE_DEVICE`.
 pub const LOCATION_DEVICE: u32 = 1;
 
+/// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`.
+pub const POSIX_FD: u32 = 1;
+
 /// `CUmemAllocationProp`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -96,7 +99,8 @@ pub struct PoolProperties {
     pub handle_types: u32,
     pub location: Location,
     pub windows: u64,
-    pub rest: [u8; 64],
+    pub max_bytes: usize,
+    pub rest: [u8; 56],
 }
 
 /// `CUlaunchConfig`.

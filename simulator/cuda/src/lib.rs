@@ -30,6 +30,7 @@ mod managed;
 mod memop;
 mod memory;
 mod module;
+mod newcomer;
 mod occupancy;
 mod pointer;
 mod pool;

@@ -20,6 +20,7 @@ pub fn allocate(bytes: u64) -> R<u64> {
         context: context.id,
         pool: 0,
         blocks: &context.blocks,
+        access: None,
     };
     let first = classic::allocate(driver, &request, bytes);
     if first == Err(spillway_simulator_core::code::OUT_OF_MEMORY) {

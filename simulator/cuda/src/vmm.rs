@@ -4,7 +4,7 @@
 //! work, so editing a mapping that work still uses faults that work.
 
 use crate::abi::{In, Out, exports};
-use crate::layout::{AccessDescriptor, AllocationProperties, LOCATION_DEVICE, Location};
+use crate::layout::{AccessDescriptor, AllocationProperties, LOCATION_DEVICE, Location, POSIX_FD};
 use spillway_simulator_core::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, R};
 use spillway_simulator_core::config::{FRAME, GPUS_MAX};
 use spillway_simulator_core::driver::{self, Driver};
@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const PINNED: u32 = 1;
-const POSIX_FD: u32 = 1;
 
 /// Modelled costs: fixed (ns) and per GiB (ns). Orders of magnitude from published measurements
 /// with large handles.

@@ -406,6 +406,11 @@ pub struct NodeParams {
     pub rest: [u64; 30],
 }
 
+/// `CUmemPoolPtrExportData`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PoolPointer(pub [u8; 64]);
+
 /// `CUipcMemHandle`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -494,6 +499,13 @@ functions! { cuda:
     cuMemFree_v2(address: Dptr);
     cuMemGetAddressRange_v2(base: Option<&mut Dptr>, bytes: Option<&mut usize>, address: Dptr);
     cuMemAllocManaged(address: &mut Dptr, bytes: usize, flags: u32);
+    cuMemPrefetchAsync(address: Dptr, bytes: usize, device: i32, stream: Handle);
+    cuMemPrefetchAsync_v2(address: Dptr, bytes: usize, location: Location, flags: u32, stream: Handle);
+    cuMemAdvise(address: Dptr, bytes: usize, advice: i32, device: i32);
+    cuMemAdvise_v2(address: Dptr, bytes: usize, advice: i32, location: Location);
+    cuMemRangeGetAttribute(value: *mut c_void, value_bytes: usize, attribute: i32, address: Dptr, bytes: usize);
+    cuMemRangeGetAttributes(values: *mut *mut c_void, value_bytes: *mut usize, attributes: *mut i32, n: usize,
+        address: Dptr, bytes: usize);
     cuMemAllocHost_v2(address: &mut usize, bytes: usize);
     cuMemFreeHost(address: usize);
     cuMemHostAlloc(address: &mut usize, bytes: usize, flags: u32);
@@ -554,6 +566,14 @@ functions! { cuda:
     cuMemPoolTrimTo(pool: Handle, keep_bytes: usize);
     cuMemPoolGetAttribute(pool: Handle, attribute: i32, value: *mut c_void);
     cuMemPoolSetAttribute(pool: Handle, attribute: i32, value: *mut c_void);
+    cuMemPoolSetAccess(pool: Handle, access: *const AccessDesc, n: usize);
+    cuMemPoolExportToShareableHandle(out: *mut c_void, pool: Handle, kind: i32, flags: u64);
+    cuMemPoolImportFromShareableHandle(pool: &mut Handle, os_handle: usize, kind: i32, flags: u64);
+    cuMemPoolExportPointer(data: &mut PoolPointer, address: Dptr);
+    cuMemPoolImportPointer(address: &mut Dptr, pool: Handle, data: &PoolPointer);
+    cuMemGetDefaultMemPool(pool: &mut Handle, location: &Location, kind: i32);
+    cuMemGetMemPool(pool: &mut Handle, location: &Location, kind: i32);
+    cuMemSetMemPool(location: &Location, kind: i32, pool: Handle);
     cuMemPoolGetAccess(flags: &mut i32, pool: Handle, location: &Location);
 
     cuStreamCreate(stream: Option<&mut Handle>, flags: u32);

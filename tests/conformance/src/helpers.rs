@@ -21,6 +21,8 @@ pub fn run(name: &str, args: &[&str]) -> ExitCode {
         "hold" => hold(usize::try_from(number(0)).unwrap_or(0)),
         "spin" => spin(number(0)),
         "ipc" => open_ipc(args.first().copied().unwrap_or("")),
+        "pool" => import_from_pool(number(0), args.get(1).copied().unwrap_or(""), number(2)),
+        "pool-alloc" => allocate_from_import(number(0)),
         _ => Err(Stop::Fail(format!("no helper {name}"))),
     };
     match result {
@@ -60,13 +62,7 @@ fn spin(milliseconds: u64) -> Outcome {
 /// Opens another process's allocation and checks its first bytes.
 fn open_ipc(hex: &str) -> Outcome {
     let _gpu = Gpu::start()?;
-    let mut handle = IpcHandle([0; 64]);
-    for (i, byte) in handle.0.iter_mut().enumerate() {
-        *byte = hex
-            .get(2 * i..2 * i + 2)
-            .and_then(|h| u8::from_str_radix(h, 16).ok())
-            .unwrap_or(0);
-    }
+    let handle = IpcHandle(bytes_of(hex));
     let mut address = 0;
     ok!(cuIpcOpenMemHandle_v2(&mut address, handle, 1));
     let bytes = read(address, 4096)?;
@@ -78,6 +74,73 @@ fn open_ipc(hex: &str) -> Outcome {
     ok!(cuCtxSynchronize());
     ok!(cuIpcCloseMemHandle(address));
     ready_until_told()
+}
+
+/// Uses an allocation of another process's pool.
+fn import_from_pool(fd: u64, hex: &str, bytes: u64) -> Outcome {
+    let _gpu = Gpu::start()?;
+    // What work takes that this does first is not the pool's.
+    let first = alloc(MIB)?;
+    ok!(cuMemsetD8_v2(first, 1, MIB));
+    ok!(cuCtxSynchronize());
+    let (bytes, before) = (usize::try_from(bytes).unwrap_or(0), quiet()?);
+    let (mut pool, mut address) = (0, 0);
+    let descriptor = usize::try_from(fd).unwrap_or(0);
+    ok!(cuMemPoolImportFromShareableHandle(
+        &mut pool, descriptor, 1, 0
+    ));
+    let data = PoolPointer(bytes_of(hex));
+    ok!(cuMemPoolImportPointer(&mut address, pool, &data));
+    let free = free_bytes()?;
+    check!(free + 4 * MIB >= before, "free was {before}, is {free}");
+    check!(
+        read(address, bytes)? == pattern(bytes, 77),
+        "the imported memory holds other bytes"
+    );
+    ok!(cuMemsetD8_v2(address, 0x3c, 4096));
+    ok!(cuCtxSynchronize());
+    ok!(cuMemFreeAsync(address, 0));
+    ok!(cuCtxSynchronize());
+    let again = cuMemFree_v2(address);
+    check!(!again.is_ok(), "freed twice: {again:?}");
+    ok!(cuMemPoolDestroy(pool));
+    ready_until_told()
+}
+
+fn allocate_from_import(fd: u64) -> Outcome {
+    let _gpu = Gpu::start()?;
+    let (mut pool, mut address) = (0, 0);
+    let descriptor = usize::try_from(fd).unwrap_or(0);
+    ok!(cuMemPoolImportFromShareableHandle(
+        &mut pool, descriptor, 1, 0
+    ));
+    let code = cuMemAllocFromPoolAsync(&mut address, MIB, pool, 0);
+    check!(!code.is_ok(), "an imported pool gave memory: {code:?}");
+    ready_until_told()
+}
+
+/// Bytes as text, for a helper's arguments.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn bytes_of<const N: usize>(hex: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = hex
+            .get(2 * i..2 * i + 2)
+            .and_then(|h| u8::from_str_radix(h, 16).ok())
+            .unwrap_or(0);
+    }
+    bytes
+}
+
+/// A copy of a descriptor that a helper inherits under the same number.
+pub fn inheritable(fd: i32) -> Result<i32, Stop> {
+    // SAFETY: a plain call; a wrong descriptor is an error.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD, 100) };
+    check!(copy >= 0, "descriptor {fd} cannot be copied");
+    Ok(copy)
 }
 
 /// A helper that has said `ready`; killed when dropped.

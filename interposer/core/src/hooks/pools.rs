@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use crate::driver::{Status, call};
 use crate::lock;
 use crate::runtime::Runtime;
-use crate::stores::pool_reserved;
 use crate::table::sig;
 
 use super::limited;
@@ -18,8 +17,6 @@ use super::limited;
 const TYPE_PINNED: u32 = 1;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`
 const LOCATION_DEVICE: u32 = 1;
-/// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`
-const USED_CURRENT: u32 = 7;
 
 /// The part of `CUmemPoolProps` that says what a pool is, raw.
 #[repr(C)]
@@ -96,17 +93,6 @@ impl Runtime {
     /// The device of a known pool.
     pub fn device_of_pool(&self, handle: u64) -> Option<usize> {
         lock(&self.pools).device(handle)
-    }
-
-    /// What a driver's pool has reserved and not handed out, in bytes.
-    pub fn room_in_pool(&self, handle: u64) -> u64 {
-        let mut used = 0u64;
-        // SAFETY: the driver fills 64 bits for this attribute, and refuses a pool that is gone.
-        let got = unsafe {
-            call::cuMemPoolGetAttribute(handle as *mut _, USED_CURRENT, (&raw mut used).cast())
-        };
-        let reserved = pool_reserved(handle).filter(|_| got.is_success());
-        reserved.map_or(0, |reserved| reserved.saturating_sub(used))
     }
 
     /// The current pool of a device has changed.

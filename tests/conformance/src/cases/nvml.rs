@@ -21,10 +21,15 @@ cases!("nvml":
 
 /// The NVML device with the driver device's uuid.
 fn device() -> Result<(Gpu, Handle), Stop> {
+    let gpu = Gpu::start()?;
+    let handle = by_uuid(&gpu)?;
+    Ok((gpu, handle))
+}
+
+fn by_uuid(gpu: &Gpu) -> Result<Handle, Stop> {
     if !nvml_found() {
         skip!("libnvidia-ml.so.1 could not be opened");
     }
-    let gpu = Gpu::start()?;
     ok!(nvmlInit_v2());
     let mut uuid = [0; 16];
     ok!(cuDeviceGetUuid_v2(&mut uuid, gpu.device));
@@ -34,7 +39,7 @@ fn device() -> Result<(Gpu, Handle), Stop> {
     for prefix in ["GPU-", "MIG-"] {
         let name = CString::new(format!("{prefix}{text}")).unwrap_or_default();
         if nvmlDeviceGetHandleByUUID(name.as_ptr(), &mut handle).is_ok() {
-            return Ok((gpu, handle));
+            return Ok(handle);
         }
     }
     Err(Stop::Fail(format!("NVML knows no device with uuid {text}")))
@@ -159,6 +164,12 @@ fn listed(handle: Handle) -> Result<u64, Stop> {
         Some(_) => skip!("NVML knows this process but not what it uses"),
         None => skip!("{n} processes are listed, none with this pid: another pid namespace"),
     }
+}
+
+/// What NVML says that this process uses of the device; `None` where it does not say.
+pub(super) fn own_figure(gpu: &Gpu) -> Option<u64> {
+    let handle = by_uuid(gpu).ok()?;
+    listed(handle).ok()
 }
 
 /// The list has three forms, with two layouts; they name the same processes with the same memory.

@@ -24,6 +24,19 @@ fn two() -> Result<(Handle, Handle), Stop> {
     Ok((a, b))
 }
 
+/// As [`two`], where each reaches the other's memory.
+pub(super) fn reaching() -> Result<(Handle, Handle), Stop> {
+    let contexts = two()?;
+    for (from, to) in [(0, 1), (1, 0)] {
+        let mut can = 0;
+        ok!(cuDeviceCanAccessPeer(&mut can, from, to));
+        if can == 0 {
+            skip!("device {from} cannot reach device {to}");
+        }
+    }
+    Ok(contexts)
+}
+
 /// cuDeviceCanAccessPeer of a device with itself is no.
 /// Source: NVIDIA CUDA Driver API, Peer Context Memory Access, cuDeviceCanAccessPeer.
 fn a_device_is_not_its_own_peer() -> Outcome {
