@@ -152,7 +152,7 @@ fn one_machine(
     };
     let mut rows = Vec::new();
     for family in families {
-        if mode == "alone" && family.coordinator {
+        if (mode == "alone" && family.coordinator) || (mode == "never" && family.swaps) {
             continue;
         }
         let start = Instant::now();

@@ -30,6 +30,8 @@ pub struct Family {
     pub gpus: u32,
     /// It says nothing without a coordinator.
     pub coordinator: bool,
+    /// It says nothing of a workload that stays on the device.
+    pub swaps: bool,
     /// Variables that it is started with.
     pub vars: &'static [(&'static str, &'static str)],
     run: fn(&Stage),
@@ -41,6 +43,7 @@ const fn family(name: &'static str, what: &'static str, run: fn(&Stage)) -> Fami
         what,
         gpus: 1,
         coordinator: false,
+        swaps: false,
         vars: &[],
         run,
     }
@@ -133,7 +136,10 @@ pub const ALL: &[Family] = &[
         crowd::threads,
     ),
     overhead("siblings", "processes of one workload", crowd::siblings),
-    overhead("evicted", "memory taken while swapped out", crowd::evicted),
+    Family {
+        swaps: true,
+        ..overhead("evicted", "memory taken while swapped out", crowd::evicted)
+    },
     family(
         "traps",
         "frees that are wrong, frees and takes at once",
