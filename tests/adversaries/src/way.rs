@@ -113,12 +113,17 @@ pub fn exactly<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
 pub fn greedily<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     let step = way.step();
     let (free, total) = info();
+    let far = if way.elsewhere() {
+        total + 64 * MIB
+    } else {
+        2 * total
+    };
     let mut held = Vec::new();
     let mut sum = 0;
     for piece in [64 * MIB, 20 * MIB, 6 * MIB, 2 * MIB] {
         let piece = piece.next_multiple_of(step);
         // Far above the limit there is nothing more to show.
-        while sum < 2 * total {
+        while sum < far {
             match way.take(piece) {
                 Ok(one) => {
                     held.push(one);
@@ -159,8 +164,10 @@ pub fn holes<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     let free = info().0;
     let piece = (free / 6 / step * step).max(step);
     let mut held = Vec::new();
+    // What is given elsewhere has no end of its own.
+    let most = if way.elsewhere() { 7 } else { 64 };
     let take = |case: &mut Case<'_>, way: &mut W, held: &mut Vec<W::Held>| {
-        while held.len() < 64 {
+        while held.len() < most {
             match way.take(piece) {
                 Ok(one) => {
                     held.push(one);
