@@ -26,6 +26,7 @@ mod init;
 mod ipc;
 mod launch;
 mod layout;
+mod link;
 mod memop;
 mod memory;
 mod module;
