@@ -1,17 +1,19 @@
 """numba-cuda's own tests of its driver layer, as they come in its wheel; the result of each in a file.
 
-    numba_suite.py RESULTS.json
+    numba_suite.py RESULTS.json [LAST]
 
 RESULTS.json: {"driver": [major, minor], "tests": {ID: {"outcome": "passed" | "failed" | "skipped", "why": "..."}}}.
 An ID is FILE::CLASS::TEST. `why` is the error's last line, or why the test skips itself. Exit code 0 if the tests
 ran to the end, whatever their outcomes; another if they could not be run.
+
+LAST is a file of tests that run after all others, in its order: one that fails in the middle of a capture leaves the
+capture open, and numba keeps what it belongs to. A line is an ID, spaces, and a reason; `#` begins a comment.
 """
 
 import importlib
 import json
 import os
 import sys
-import traceback
 
 import pytest
 
@@ -28,8 +30,9 @@ class TestModule(pytest.Module):
 class Results:
     """Collects; see the module."""
 
-    def __init__(self):
+    def __init__(self, last):
         self.tests = {}
+        self.last = last
 
     def pytest_collect_directory(self, path, parent):
         # Not as packages: pytest would import them by the wheel's folders, which hide `cuda`.
@@ -46,6 +49,8 @@ class Results:
     def pytest_collection_modifyitems(self, items):
         for item in items:
             self.tests[short(item.nodeid)] = {"outcome": "not run", "why": ""}
+        place = {name: index for index, name in enumerate(self.last)}
+        items.sort(key=lambda item: place.get(short(item.nodeid), -1))
 
     def pytest_runtest_logreport(self, report):
         result = self.tests[short(report.nodeid)]
@@ -74,12 +79,17 @@ def reason(report):
     return getattr(report, "wasxfail", str(report.longrepr))
 
 
+def listed(path):
+    with open(path, encoding="utf-8") as file:
+        return [line.split()[0] for line in file if line.strip() and not line.startswith("#")]
+
+
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     import numba.cuda.tests.cudadrv as suite
 
-    results = Results()
+    results = Results(listed(sys.argv[2]) if sys.argv[2:] else [])
     folder = os.path.dirname(suite.__file__)
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", folder, folder]
     code = pytest.main(options, plugins=[results])
