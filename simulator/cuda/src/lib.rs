@@ -28,6 +28,7 @@ mod init;
 mod ipc;
 mod launch;
 mod layout;
+mod link;
 mod managed;
 mod memop;
 mod memory;
