@@ -1,7 +1,7 @@
 //! A second process of an adversary: started from this program, in step by lines.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::process::{Command, Stdio};
 
 use crate::driver::{
@@ -10,7 +10,7 @@ use crate::driver::{
 };
 use crate::family::physical;
 use crate::stage::{GRANULE, Stop, info, need};
-use crate::types::{AllocationProperties, IpcHandle};
+use crate::types::{AllocationProperties, IpcHandle, POSIX_FD};
 
 /// See the module. Its end of input ends it.
 pub struct Child {
@@ -45,6 +45,17 @@ impl Child {
         } else {
             Err(Stop::Broken(format!("a second process says: {hello}")))
         }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// `SIGKILL`, and waits for its end.
+    pub fn kill(mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 
     /// Sends a line.
@@ -147,6 +158,21 @@ fn open(words: &[String]) -> String {
 
 /// The child's life.
 pub fn run(arguments: &[String]) -> i32 {
+    let first = arguments.first().map(String::as_str).unwrap_or_default();
+    if first == "fork" {
+        // SAFETY: the process has one thread.
+        let other = unsafe { libc::fork() };
+        if other == 0 {
+            // SAFETY: plain numbers: this half ends with the other one.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            if begin().is_ok() {
+                greedy();
+            }
+            loop {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            }
+        }
+    }
     if let Err(why) = begin() {
         say(&format!("{why:?}"));
         return 1;
@@ -162,6 +188,14 @@ pub fn run(arguments: &[String]) -> i32 {
             "take" | "more" => say(&format!("refused {}", greedy())),
             "opened" => say(&opened),
             "free" => say(&info().0.to_string()),
+            word if word.starts_with("export ") => {
+                let bytes = word[7..].parse().unwrap_or(0);
+                let made = physical::create(bytes, POSIX_FD).and_then(physical::export);
+                match made {
+                    Ok(descriptor) => say(&format!("fd {}", descriptor.into_raw_fd())),
+                    Err(code) => say(&format!("refused {}", code.0)),
+                }
+            }
             "all" => {
                 let free = info().0 / GRANULE * GRANULE;
                 let (mut one, mut more) = (0, 0);

@@ -1,6 +1,7 @@
 //! A way to get device memory, and what is tried with every way.
 
 use crate::driver::Code;
+use crate::family::classic::Classic;
 use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info};
 
 /// One way to get device memory.
@@ -37,7 +38,8 @@ pub fn attempt<W: Way>(stage: &Stage, name: &str, mut way: W) {
     stage.case(name, |case| {
         exactly(case, &mut way, name)?;
         greedily(case, &mut way, name)?;
-        holes(case, &mut way, name)
+        holes(case, &mut way, name)?;
+        beside(case, &mut way, name)
     });
 }
 
@@ -193,4 +195,113 @@ pub fn holes<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     }
     way.settle();
     Ok(())
+}
+
+/// Half by this way and the rest by `cuMemAlloc`, in both orders: together they are what was free.
+pub fn beside<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
+    case.released("before half was held");
+    let step = way.step();
+    let half = info().0 / 2 / step * step;
+    if half == 0 {
+        return Ok(());
+    }
+    for classic_first in [false, true] {
+        let first = if classic_first {
+            Classic.take(half).ok()
+        } else {
+            None
+        };
+        let held = match way.take(half) {
+            Ok(held) => Some(held),
+            Err(code) => {
+                case.fits(code, half, &format!("{name} beside cuMemAlloc"));
+                None
+            }
+        };
+        let rest = info().0 / GRANULE * GRANULE;
+        let mut second = None;
+        if rest > 0 {
+            match Classic.take(rest) {
+                Ok(at) => second = Some(at),
+                Err(code) => {
+                    case.fits(code, rest, &format!("cuMemAlloc beside {name}"));
+                }
+            }
+        }
+        if let Ok(more) = Classic.take(GRANULE) {
+            case.too_much(Code::SUCCESS, GRANULE, &format!("cuMemAlloc beside {name}"));
+            Classic.give(more);
+        }
+        case.top();
+        for at in [first, second].into_iter().flatten() {
+            Classic.give(at);
+        }
+        if let Some(held) = held {
+            give(case, way, held, name);
+        }
+        way.settle();
+        case.released("after half was held");
+    }
+    Ok(())
+}
+
+/// A part before an eviction, a part after it, the rest after another: no more than the limit, and all of it.
+pub fn swapped<W: Way>(stage: &Stage, name: &str, mut way: W) {
+    stage.case(name, |case| {
+        let way = &mut way;
+        let step = way.step();
+        let part = info().0 / 3 / step * step;
+        let base = match Classic.take(part) {
+            Ok(at) => at,
+            Err(code) => {
+                case.fits(code, part, "cuMemAlloc");
+                return Ok(());
+            }
+        };
+        let mut held = Vec::new();
+        for bytes in [Some(part), None] {
+            case.evict()?;
+            let bytes = bytes.unwrap_or_else(|| info().0 / step * step);
+            match way.take(bytes) {
+                Ok(one) => {
+                    case.took(bytes);
+                    held.push(one);
+                }
+                Err(code) if code.is_missing() => {
+                    Classic.give(base);
+                    return Err(Stop::Skip(format!("{name}: the driver answers {}", code.0)));
+                }
+                Err(code) => {
+                    case.fits(code, bytes, &format!("{name} while swapped out"));
+                }
+            }
+        }
+        case.top();
+        case.evict()?;
+        match way.take(step) {
+            Ok(more) => {
+                case.top();
+                if !way.elsewhere() {
+                    case.too_much(Code::SUCCESS, step, &format!("{name} while swapped out"));
+                }
+                give(case, way, more, name);
+            }
+            Err(code) => case.refusal(code, name),
+        }
+        // All of it is wanted on the device at once.
+        case.top();
+        crate::driver::cuMemsetD8_v2(base, 1, part as usize);
+        crate::driver::cuCtxSynchronize();
+        case.top();
+        case.evict()?;
+        for one in held {
+            give(case, way, one, name);
+        }
+        let freed = Classic.give(base);
+        if !freed.is_ok() {
+            case.wrong(format!("cuMemFree while swapped out: {}", freed.0));
+        }
+        way.settle();
+        Ok(())
+    });
 }

@@ -5,13 +5,19 @@ use std::sync::{Arc, Barrier};
 
 use crate::child::Child;
 use crate::driver::{
-    Address, Code, Handle, cuCtxSetCurrent, cuCtxSynchronize, cuMemAlloc_v2, cuMemAllocAsync,
-    cuMemCreate, cuMemFree_v2, cuMemFreeAsync, cuMemRelease,
+    Address, Code, Handle, cuArrayDestroy, cuCtxSetCurrent, cuCtxSynchronize, cuDeviceGraphMemTrim,
+    cuMemAlloc_v2, cuMemAllocAsync, cuMemCreate, cuMemFree_v2, cuMemFreeAsync, cuMemPoolCreate,
+    cuMemPoolDestroy, cuMemRelease, cuStreamCreate, cuStreamDestroy_v2,
 };
-use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info};
-use crate::types::AllocationProperties;
+use crate::family::classic::{self, Classic};
+use crate::family::{arrays, graphs, managed, ordered, physical};
+use crate::stage::{Case, Done, MIB, Stage, Stop, info};
+use crate::types::{AllocationProperties, PoolProperties};
+use crate::way::{Way, swapped};
 
 const THREADS: usize = 8;
+/// More pieces than fit under the limit.
+const MOST: usize = 140;
 
 /// What a thread takes, and how it gives it back.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +25,9 @@ enum Kind {
     Classic,
     Ordered,
     Handle,
+    Array,
+    Managed,
+    Graph,
 }
 
 impl Kind {
@@ -31,6 +40,21 @@ impl Kind {
                 let properties = AllocationProperties::device(0, 0);
                 cuMemCreate(&mut at, bytes as usize, &properties, 0).then(at)
             }
+            Self::Array => arrays::Arrays(arrays::Shape::Flat)
+                .take(bytes)
+                .map(|array| array as u64),
+            Self::Managed => managed::Managed(managed::Bring::Touch).take(bytes),
+            Self::Graph => {
+                // A stream of its own, gone when the graph has run; what it allocated stays.
+                let mut stream = 0;
+                let code = cuStreamCreate(&mut stream, 1);
+                if !code.is_ok() {
+                    return Err(code);
+                }
+                let graph = graphs::Held::freed_later(stream).take(bytes);
+                cuStreamDestroy_v2(stream);
+                graph.map(|graph| graph.at)
+            }
         }
     }
 
@@ -39,6 +63,8 @@ impl Kind {
             Self::Classic => cuMemFree_v2(held),
             Self::Ordered => cuMemFreeAsync(held, 0),
             Self::Handle => cuMemRelease(held),
+            Self::Array => cuArrayDestroy(held as Handle),
+            Self::Managed | Self::Graph => cuMemFree_v2(held),
         }
     }
 }
@@ -48,7 +74,8 @@ fn thread(context: Handle, kind: Kind, piece: u64) -> (Vec<u64>, Vec<Code>) {
     let (mut held, mut refusals) = (Vec::new(), Vec::new());
     cuCtxSetCurrent(context);
     for _ in 0..3 {
-        loop {
+        // Managed memory that does not fit is given elsewhere: it has no end.
+        for _ in 0..MOST {
             match kind.take(piece) {
                 Ok(one) => held.push(one),
                 Err(code) => {
@@ -62,8 +89,11 @@ fn thread(context: Handle, kind: Kind, piece: u64) -> (Vec<u64>, Vec<Code>) {
         }
         cuCtxSynchronize();
     }
-    while let Ok(one) = kind.take(piece) {
-        held.push(one);
+    for _ in 0..MOST {
+        match kind.take(piece) {
+            Ok(one) => held.push(one),
+            Err(_) => break,
+        }
     }
     (held, refusals)
 }
@@ -107,6 +137,7 @@ fn race(case: &mut Case<'_>, kinds: &[Kind], piece: u64) -> Done {
         }
     }
     cuCtxSynchronize();
+    cuDeviceGraphMemTrim(0);
     Ok(())
 }
 
@@ -120,6 +151,17 @@ pub fn threads(stage: &Stage) {
     let mixed = [Kind::Classic, Kind::Ordered, Kind::Handle];
     stage.case("8 threads, mixed, 6 MiB", |case| {
         race(case, &mixed, 6 * MIB)
+    });
+    let all = [
+        Kind::Classic,
+        Kind::Ordered,
+        Kind::Handle,
+        Kind::Array,
+        Kind::Managed,
+        Kind::Graph,
+    ];
+    stage.case("8 threads, everything, 4 MiB", |case| {
+        race(case, &all, 4 * MIB)
     });
 }
 
@@ -163,31 +205,26 @@ pub fn siblings(stage: &Stage) {
 
 /// Memory taken while the workload is swapped out is no memory beyond the limit.
 pub fn evicted(stage: &Stage) {
-    stage.case("taken while swapped out", |case| {
-        let free = info().0 / GRANULE * GRANULE;
-        let mut half = 0;
-        let code = cuMemAlloc_v2(&mut half, (free / 2) as usize);
-        if !case.fits(code, free / 2, "cuMemAlloc") {
-            return Ok(());
-        }
-        case.evict()?;
-        let mut rest = 0;
-        let left = info().0 / GRANULE * GRANULE;
-        let code = cuMemAlloc_v2(&mut rest, left as usize);
-        case.fits(code, left, "cuMemAlloc after an eviction");
-        case.evict()?;
-        let mut more = 0;
-        let code = cuMemAlloc_v2(&mut more, GRANULE as usize);
-        if code.is_ok() {
-            case.too_much(code, GRANULE, "cuMemAlloc while swapped out");
-            cuMemFree_v2(more);
-        } else {
-            case.refusal(code, "cuMemAlloc while swapped out");
-        }
-        case.top();
-        for at in [half, rest] {
-            cuMemFree_v2(at);
-        }
-        Ok(())
-    });
+    let pool = ordered::Ordered::new(None, 0, ordered::By::Plain);
+    swapped(stage, "cuMemAlloc", Classic);
+    swapped(stage, "cuMemAllocPitch", classic::Pitch);
+    swapped(stage, "cuMemAllocAsync", pool);
+    swapped(stage, "cuMemCreate", physical::Handles);
+    swapped(stage, "create, map, release", physical::MappedOnly);
+    swapped(stage, "export, release", physical::Exported);
+    swapped(stage, "arrays", arrays::Arrays(arrays::Shape::Flat));
+    swapped(
+        stage,
+        "managed memory",
+        managed::Managed(managed::Bring::Touch),
+    );
+    let mut stream = 0;
+    cuStreamCreate(&mut stream, 1);
+    swapped(stage, "graph memory", graphs::Held::captured(stream));
+    let mut own = 0;
+    if cuMemPoolCreate(&mut own, &PoolProperties::device(0, 0)).is_ok() {
+        let way = ordered::Ordered::new(Some(own), 0, ordered::By::Plain);
+        swapped(stage, "cuMemAllocFromPoolAsync", way);
+        cuMemPoolDestroy(own);
+    }
 }

@@ -19,10 +19,10 @@ const AUTO_FREE: u64 = 1;
 
 /// A graph, where its memory is, and its executable.
 #[derive(Default)]
-struct Graph {
+pub struct Graph {
     graph: Handle,
     exec: Handle,
-    at: Address,
+    pub at: Address,
 }
 
 impl Graph {
@@ -96,12 +96,34 @@ impl Graph {
 
 /// How a graph comes about, and what is left of it.
 #[derive(Clone, Copy)]
-struct Held {
+pub struct Held {
     capture: bool,
     upload: bool,
     /// The executable graph goes before its memory does.
     destroy_first: bool,
     stream: Handle,
+}
+
+impl Held {
+    /// Captured, launched, and the graph kept.
+    pub fn captured(stream: Handle) -> Self {
+        Self {
+            capture: true,
+            upload: false,
+            destroy_first: false,
+            stream,
+        }
+    }
+
+    /// By a node; the graph goes before its memory.
+    pub fn freed_later(stream: Handle) -> Self {
+        Self {
+            capture: false,
+            upload: false,
+            destroy_first: true,
+            stream,
+        }
+    }
 }
 
 /// Memory that a graph allocated and did not free: it is the program's, until it frees it.

@@ -17,7 +17,7 @@ const ACCESSED_BY: u32 = 5;
 
 /// How it gets to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bring {
+pub enum Bring {
     Nothing,
     Touch,
     Prefetch,
@@ -26,7 +26,7 @@ enum Bring {
     AdviseNew,
 }
 
-struct Managed(Bring);
+pub struct Managed(pub Bring);
 
 /// Brings what is held to the device.
 fn bring(how: Bring, at: Address, bytes: u64) -> Code {

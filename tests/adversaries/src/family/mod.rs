@@ -3,10 +3,12 @@
 //! Adding a family is a file here and a line in [`ALL`].
 
 mod arrays;
-mod classic;
+pub mod classic;
 mod crowd;
 mod devices;
+mod external;
 mod graphs;
+mod handed;
 mod managed;
 mod multicast;
 mod names;
@@ -14,6 +16,7 @@ mod ordered;
 mod overhead;
 pub mod physical;
 mod shared;
+mod traps;
 
 use serde_json::json;
 
@@ -97,6 +100,11 @@ pub const ALL: &[Family] = &[
         gpus: 2,
         ..family("multicast", "bindings to multicast objects", multicast::run)
     },
+    family(
+        "external",
+        "external memory, pools handed on",
+        external::run,
+    ),
     family("names", "every way to get at an entry point", names::run),
     overhead(
         "contexts",
@@ -104,11 +112,15 @@ pub const ALL: &[Family] = &[
         overhead::contexts,
     ),
     overhead("green", "green contexts", overhead::green),
-    overhead(
-        "modules",
-        "modules and libraries, eager and lazy",
-        overhead::modules,
-    ),
+    overhead("modules", "modules and libraries, lazy", overhead::modules),
+    Family {
+        vars: &[("CUDA_MODULE_LOADING", "EAGER")],
+        ..overhead(
+            "modules-eager",
+            "modules and libraries, eager",
+            overhead::modules,
+        )
+    },
     overhead(
         "limits",
         "sizes that a context sets aside",
@@ -122,7 +134,19 @@ pub const ALL: &[Family] = &[
     ),
     overhead("siblings", "processes of one workload", crowd::siblings),
     overhead("evicted", "memory taken while swapped out", crowd::evicted),
+    family(
+        "traps",
+        "frees that are wrong, frees and takes at once",
+        traps::run,
+    ),
     overhead("shared", "memory that two processes map", shared::run),
+    overhead("handed", "memory that changes hands", handed::run),
+    overhead(
+        "bequeathed",
+        "memory of workloads that end",
+        handed::between,
+    ),
+    overhead("forks", "processes that fork", handed::forks),
     devices("devices-120", &[("CUDA_VISIBLE_DEVICES", "1,2,0")]),
     devices("devices-201", &[("CUDA_VISIBLE_DEVICES", "2,0,1")]),
     devices("devices-012", &[]),
