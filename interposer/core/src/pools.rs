@@ -34,6 +34,8 @@ pub fn rounded(alloc: &Alloc) -> u64 {
 /// Figures of an own pool.
 #[derive(Debug, Default)]
 struct Own {
+    /// What it may hold at most, in bytes; 0: no maximum.
+    max: u64,
     threshold: u64,
     used: u64,
     used_high: u64,
@@ -69,6 +71,22 @@ pub struct Pools {
 }
 
 impl Pools {
+    /// Notes the maximum that the program has set for an own pool, in bytes.
+    pub fn limit(&mut self, handle: u64, max: u64) {
+        if let Some(own) = self.own(handle) {
+            own.max = max;
+        }
+    }
+
+    /// Whether `bytes` more keep an own pool within its maximum. What it keeps unused does not count: it is
+    /// given back first.
+    #[must_use]
+    pub fn fits(&mut self, handle: u64, bytes: u64) -> bool {
+        self.own(handle).is_none_or(|own| {
+            own.max == 0 || granules_up(own.used.saturating_add(bytes)) <= own.max
+        })
+    }
+
     /// Notes a pool, if it is not known.
     pub fn note(&mut self, handle: u64, device: usize, own: bool) {
         self.known.entry(handle).or_insert_with(|| Pool {
@@ -206,8 +224,9 @@ impl Pools {
     pub fn attribute(&mut self, handle: u64, which: u32) -> Option<u64> {
         let own = self.own(handle)?;
         match which {
-            attribute::RESERVED_CURRENT => Some(own.used + own.kept_bytes),
-            attribute::RESERVED_HIGH => Some(own.reserved_high),
+            // The driver reserves whole pages of a device.
+            attribute::RESERVED_CURRENT => Some(granules_up(own.used + own.kept_bytes)),
+            attribute::RESERVED_HIGH => Some(granules_up(own.reserved_high)),
             attribute::USED_CURRENT => Some(own.used),
             attribute::USED_HIGH => Some(own.used_high),
             _ => None,
@@ -313,6 +332,21 @@ mod tests {
         assert_eq!(pools.over_threshold(), vec![]);
         pools.set_attribute(7, attribute::RELEASE_THRESHOLD, 0);
         assert_eq!(pools.over_threshold(), vec![alloc(1, 2 * MIB)]);
+    }
+
+    #[test]
+    fn a_pool_has_a_maximum_and_reserves_whole_granules() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        assert!(pools.fits(7, u64::MAX / 2), "none was set");
+        pools.limit(7, 4 * MIB);
+        pools.took(7, MIB);
+        assert_eq!(
+            pools.attribute(7, attribute::RESERVED_CURRENT),
+            Some(2 * MIB)
+        );
+        assert!(pools.fits(7, 3 * MIB));
+        assert!(!pools.fits(7, 4 * MIB));
     }
 
     #[test]

@@ -100,6 +100,7 @@ fn place(driver: &Driver, physical: Arc<Physical>, pool: u64, access: [u8; GPUS_
         length,
         physical,
         access,
+        host_access: 0,
         vmm: false,
         pool,
     };
@@ -109,11 +110,15 @@ fn place(driver: &Driver, physical: Arc<Physical>, pool: u64, access: [u8; GPUS_
 
 /// Stands where a pool would: memory of another process.
 pub const IMPORTED: u64 = 1;
+/// The same for a buffer of external memory, which `cuMemFree` takes.
+pub const EXTERNAL: u64 = 3;
 
 /// Whose an import is: a context's, or a pool's with what each GPU may do with it.
 pub enum Importer {
     Context(u64),
     Pool(u64, [u8; GPUS_MAX]),
+    /// A buffer of external memory, for a context.
+    External(u64),
 }
 
 /// Maps another process's memory; `offset` and `length` are the allocation's.
@@ -133,11 +138,15 @@ pub fn import(
     if !inside || length == 0 {
         return Err(INVALID_VALUE);
     }
-    let gpu = physical.gpu;
+    let gpu = physical.gpu().ok_or(INVALID_VALUE)?;
     let (context, pool, base) = match importer {
         Importer::Context(context) => {
             let access = peers_access(driver, gpu);
             (*context, IMPORTED, place(driver, physical, 0, access)?)
+        }
+        Importer::External(context) => {
+            let access = peers_access(driver, gpu);
+            (*context, EXTERNAL, place(driver, physical, 0, access)?)
         }
         Importer::Pool(pool, access) => (0, *pool, place(driver, physical, *pool, *access)?),
     };
@@ -233,7 +242,7 @@ pub fn find(driver: &Driver, start: u64) -> R<Allocation> {
 /// # Errors
 /// `INVALID_VALUE` if there is none.
 pub fn free(driver: &Driver, start: u64, blocks: &Mutex<Blocks>) -> R {
-    if find(driver, start)?.pool == IMPORTED {
+    if matches!(find(driver, start)?.pool, IMPORTED | EXTERNAL) {
         return free_import(driver, start);
     }
     let allocation = write(&driver.space)
@@ -279,6 +288,9 @@ pub fn free_and_wait(driver: &'static Driver, start: u64) -> R {
     }
     if allocation.pool == crate::graph_memory::GRAPH {
         return crate::graph_pool::free_now(driver, start);
+    }
+    if allocation.pool == EXTERNAL {
+        return free_import(driver, start);
     }
     if allocation.pool != 0 {
         return crate::pool::free_now(driver, &allocation);

@@ -275,7 +275,7 @@ impl Driver {
         for region in write(&self.space)
             .regions
             .values_mut()
-            .filter(|r| !r.vmm && r.pool == 0 && r.physical.gpu == to)
+            .filter(|r| !r.vmm && r.pool == 0 && r.physical.gpu() == Some(to))
         {
             region.access[from as usize] = if enabled { crate::space::READ_WRITE } else { 0 };
         }

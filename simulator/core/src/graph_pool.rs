@@ -329,6 +329,7 @@ impl ExecMemory {
                         length: FRAME,
                         physical: Arc::clone(&frame.physical),
                         access: unit.access,
+                        host_access: 0,
                         vmm: false,
                         pool: GRAPH,
                     };

@@ -12,6 +12,7 @@ use crate::config::{FRAME, GPUS_MAX};
 use crate::driver::Driver;
 use crate::shared::Shared;
 use crate::space::Physical;
+pub use crate::space::Place;
 use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,44 +22,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes that move as one.
 pub const PAGE: u64 = 64 << 10;
 const PAGES_OF_FRAME: usize = (FRAME / PAGE) as usize;
-
-/// `CUmemLocation`: a kind of place and which of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    pub kind: u32,
-    pub id: i32,
-}
-
-impl Place {
-    pub const NONE: Self = Self { kind: 0, id: 0 };
-    pub const HOST: Self = Self { kind: 2, id: 0 };
-
-    #[must_use]
-    pub fn gpu(gpu: u32) -> Self {
-        Self {
-            kind: 1,
-            id: gpu as i32,
-        }
-    }
-
-    fn is_host(self) -> bool {
-        self.kind >= 2
-    }
-
-    fn gpu_index(self) -> Option<usize> {
-        (self.kind == 1).then_some(self.id as usize)
-    }
-
-    /// As the calls of the first version have it: an ordinal, -1 for the CPU, -2 for nowhere.
-    #[must_use]
-    pub fn ordinal(self) -> i32 {
-        match self.kind {
-            0 => -2,
-            1 => self.id,
-            _ => -1,
-        }
-    }
-}
 
 /// Bit of the CPU in [`Page::accessed_by`]; the others are GPUs.
 pub const CPU_BIT: u32 = 1 << 31;

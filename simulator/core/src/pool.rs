@@ -258,21 +258,23 @@ impl Pool {
         self.trim(driver, threshold);
     }
 
-    fn give_back(&self, driver: &Driver, allocation: &Allocation) {
+    fn give_back(&self, driver: &Driver, allocation: &Allocation) -> R {
+        // Found at its start with this id, or freed meanwhile.
+        let lives = || classic::find(driver, allocation.start).is_ok_and(|a| a.id == allocation.id);
         if self.kind == Kind::Imported {
-            // Found at its start with this id, or freed meanwhile.
-            if classic::find(driver, allocation.start).is_ok_and(|a| a.id == allocation.id) {
-                let _ = classic::free_import(driver, allocation.start);
+            let mut state = lock(&self.state);
+            if !lives() {
+                return Err(INVALID_VALUE);
             }
-            lock(&self.state).pending.retain(|p| p.id != allocation.id);
-            return;
+            state.pending.retain(|p| p.id != allocation.id);
+            return classic::free_import(driver, allocation.start);
         }
         let length = classic::rounded(allocation.length);
         let destroyed = {
             let mut state = lock(&self.state);
             // Reused since it was looked up: then it is another's.
-            if !classic::find(driver, allocation.start).is_ok_and(|a| a.id == allocation.id) {
-                return;
+            if !lives() {
+                return Err(INVALID_VALUE);
             }
             state.used -= length.min(state.used);
             state.pending.retain(|p| p.id != allocation.id);
@@ -282,13 +284,13 @@ impl Pool {
                 state.destroyed
             } else {
                 drop(state);
-                let _ = classic::free(driver, allocation.start, &self.blocks);
-                return;
+                return classic::free(driver, allocation.start, &self.blocks);
             }
         };
         if destroyed {
             self.trim(driver, 0);
         }
+        Ok(())
     }
 
     /// Ends the pool: what is cached goes now, what is used when it is freed.
@@ -342,6 +344,9 @@ pub fn free_async(driver: &'static Driver, stream: &Arc<Stream>, start: u64) -> 
     let allocation = classic::find(driver, start)?;
     if allocation.pool == crate::graph_memory::GRAPH {
         return crate::graph_pool::free_async(driver, stream, start);
+    }
+    if matches!(allocation.pool, classic::IMPORTED | classic::EXTERNAL) {
+        return Err(INVALID_VALUE);
     }
     let pool = driver.pools.get(allocation.pool);
     if let Some(pool) = &pool {
@@ -401,8 +406,7 @@ pub fn finish_free(driver: &'static Driver, start: u64, id: u64) {
 pub fn free_now(driver: &'static Driver, allocation: &Allocation) -> R {
     if allocation.pool != 0 {
         let pool = driver.pools.get(allocation.pool).ok_or(INVALID_VALUE)?;
-        pool.give_back(driver, allocation);
-        return Ok(());
+        return pool.give_back(driver, allocation);
     }
     let owner = driver
         .contexts

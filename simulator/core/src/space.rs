@@ -5,9 +5,11 @@
 //! only, each time it runs: what is not mapped, or not accessible to the device, is an
 //! `ILLEGAL_ADDRESS`, and a frame that was unmapped meanwhile is never touched.
 
-use crate::code::{ILLEGAL_ADDRESS, INVALID_VALUE, OUT_OF_MEMORY, R};
+use crate::code::{ILLEGAL_ADDRESS, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, R};
 use crate::config::{FRAME, GPUS_MAX};
 use crate::driver::Driver;
+use crate::host_memory::HostMemory;
+use crate::multicast::Multicast;
 use crate::ranges::Ranges;
 use crate::shared::Shared;
 use crate::sync::lock;
@@ -16,11 +18,62 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Physical memory of one GPU; returned when the last mapping and handle are gone.
+/// `CUmemLocation`: a kind of place and which of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub kind: u32,
+    pub id: i32,
+}
+
+impl Place {
+    pub const NONE: Self = Self { kind: 0, id: 0 };
+    pub const HOST: Self = Self { kind: 2, id: 0 };
+    /// The one NUMA node.
+    pub const NODE: Self = Self { kind: 3, id: 0 };
+
+    #[must_use]
+    pub fn gpu(gpu: u32) -> Self {
+        Self {
+            kind: 1,
+            id: gpu as i32,
+        }
+    }
+
+    #[must_use]
+    pub fn is_host(self) -> bool {
+        self.kind >= 2
+    }
+
+    #[must_use]
+    pub fn gpu_index(self) -> Option<usize> {
+        (self.kind == 1).then_some(self.id as usize)
+    }
+
+    /// As the calls of the first version have it: an ordinal, -1 for the CPU, -2 for nowhere.
+    #[must_use]
+    pub fn ordinal(self) -> i32 {
+        match self.kind {
+            0 => -2,
+            1 => self.id,
+            _ => -1,
+        }
+    }
+}
+
+/// What is behind a handle.
+enum Backing {
+    /// Memory of a GPU.
+    Frames(u32, Vec<u32>),
+    Host(HostMemory),
+    Multicast(Multicast),
+}
+
+/// Physical memory; returned when the last mapping and handle are gone.
 pub struct Physical {
     shared: &'static Shared,
-    pub gpu: u32,
-    pub frames: Vec<u32>,
+    backing: Backing,
+    /// Where it was asked to be.
+    pub place: Place,
     /// Handle value, as the application knows it.
     pub id: u64,
     /// References by handles: creations and retentions less releases.
@@ -108,11 +161,22 @@ impl Physical {
         handle_types: u32,
         flags: [u8; 8],
     ) -> Arc<Self> {
+        let backing = Backing::Frames(gpu, frames);
+        Self::made(shared, backing, Place::gpu(gpu), handle_types, flags)
+    }
+
+    fn made(
+        shared: &'static Shared,
+        backing: Backing,
+        place: Place,
+        handle_types: u32,
+        flags: [u8; 8],
+    ) -> Arc<Self> {
         let (id, handles) = (fresh_id(), AtomicU32::new(1));
         Arc::new(Self {
             shared,
-            gpu,
-            frames,
+            backing,
+            place,
             id,
             handles,
             handle_types,
@@ -121,11 +185,37 @@ impl Physical {
         })
     }
 
+    /// Takes `bytes` of host memory.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn host(
+        shared: &'static Shared,
+        place: Place,
+        bytes: u64,
+        handle_types: u32,
+        flags: [u8; 8],
+    ) -> R<Arc<Self>> {
+        let backing = Backing::Host(HostMemory::new(bytes)?);
+        Ok(Self::made(shared, backing, place, handle_types, flags))
+    }
+
+    /// A multicast object.
+    #[must_use]
+    pub fn team(shared: &'static Shared, multicast: Multicast) -> Arc<Self> {
+        let backing = Backing::Multicast(multicast);
+        Self::made(shared, backing, Place::NONE, 0, [0; 8])
+    }
+
     /// The memory behind an exported descriptor.
     ///
     /// # Errors
     /// `INVALID_VALUE` if it is not one.
     pub fn import(shared: &'static Shared, fd: i32) -> R<Arc<Self>> {
+        if let Some(memory) = HostMemory::import(fd) {
+            let backing = Backing::Host(memory);
+            return Ok(Self::made(shared, backing, Place::NODE, POSIX_FD, [0; 8]));
+        }
         let imported = shared.import(fd).ok_or(INVALID_VALUE)?;
         Ok(Self::of_import(shared, imported))
     }
@@ -140,7 +230,6 @@ impl Physical {
     }
 
     fn of_import(shared: &'static Shared, (gpu, frames, file): (u32, Vec<u32>, File)) -> Arc<Self> {
-        const POSIX_FD: u32 = 1;
         let physical = Self::of(shared, gpu, frames, POSIX_FD, [0; 8]);
         *lock(&physical.export) = Some(file);
         physical
@@ -149,11 +238,16 @@ impl Physical {
     /// A descriptor of this memory for another process.
     ///
     /// # Errors
-    /// `OUT_OF_MEMORY` if there is no room for one more export.
+    /// `OUT_OF_MEMORY` if there is no room for one more export, `NOT_SUPPORTED` for what is no memory.
     pub fn export(&self) -> R<File> {
+        let (gpu, frames) = match &self.backing {
+            Backing::Frames(gpu, frames) => (*gpu, frames),
+            Backing::Host(memory) => return memory.export(),
+            Backing::Multicast(_) => return Err(NOT_SUPPORTED),
+        };
         let mut export = lock(&self.export);
         if export.is_none() {
-            *export = Some(self.shared.export(self.gpu, &self.frames)?);
+            *export = Some(self.shared.export(gpu, frames)?);
         }
         export
             .as_ref()
@@ -161,27 +255,60 @@ impl Physical {
             .ok_or(OUT_OF_MEMORY)
     }
 
+    /// The GPU whose memory it is; `None` for anything else.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.frames.len() as u64 * FRAME
+    pub fn gpu(&self) -> Option<u32> {
+        match &self.backing {
+            Backing::Frames(gpu, _) => Some(*gpu),
+            Backing::Host(_) | Backing::Multicast(_) => None,
+        }
     }
 
-    /// Where `offset` lies in this process, and how many bytes follow it without a jump.
+    /// Whether it is host memory.
     #[must_use]
-    pub fn locate(&self, offset: u64) -> (*mut u8, u64) {
+    pub fn on_host(&self) -> Option<&HostMemory> {
+        match &self.backing {
+            Backing::Host(memory) => Some(memory),
+            _ => None,
+        }
+    }
+
+    /// The multicast object that it is, if it is one.
+    #[must_use]
+    pub fn multicast(&self) -> Option<&Multicast> {
+        match &self.backing {
+            Backing::Multicast(multicast) => Some(multicast),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match &self.backing {
+            Backing::Frames(_, frames) => frames.len() as u64 * FRAME,
+            Backing::Host(memory) => memory.bytes(),
+            Backing::Multicast(multicast) => multicast.length,
+        }
+    }
+
+    /// Where `offset` lies in this process, and how many bytes follow it without a jump; `None` if it is no
+    /// memory.
+    #[must_use]
+    pub fn locate(&self, offset: u64) -> Option<(*mut u8, u64)> {
+        let (gpu, frames) = match &self.backing {
+            Backing::Frames(gpu, frames) => (*gpu, frames),
+            Backing::Host(memory) => return Some((memory.at(offset), memory.bytes() - offset)),
+            Backing::Multicast(_) => return None,
+        };
         let index = (offset / FRAME) as usize;
         let mut run = 1;
-        while run < 16 && self.frames.get(index + run) == Some(&(self.frames[index] + run as u32)) {
+        while run < 16 && frames.get(index + run) == Some(&(frames[index] + run as u32)) {
             run += 1;
         }
         let within = offset % FRAME;
         // SAFETY: `within` is inside the frame.
-        let at = unsafe {
-            self.shared
-                .frame(self.gpu, self.frames[index])
-                .add(within as usize)
-        };
-        (at, run as u64 * FRAME - within)
+        let at = unsafe { self.shared.frame(gpu, frames[index]).add(within as usize) };
+        Some((at, run as u64 * FRAME - within))
     }
 }
 
@@ -195,11 +322,13 @@ impl Drop for Physical {
         if let Some(file) = export {
             drop(file);
             self.shared.exports_closed();
-        } else {
-            self.shared.release(self.gpu, &self.frames);
+        } else if let Backing::Frames(gpu, frames) = &self.backing {
+            self.shared.release(*gpu, frames);
         }
     }
 }
+
+const POSIX_FD: u32 = 1;
 
 /// Reading and writing, as `CUmemAccess_flags` numbers them.
 pub const READ: u8 = 1;
@@ -210,6 +339,8 @@ pub struct Region {
     pub length: u64,
     pub physical: Arc<Physical>,
     pub access: [u8; GPUS_MAX],
+    /// What the CPU may do with it, at this address.
+    pub host_access: u8,
     /// Mapped by `cuMemMap`, not by an allocation call.
     pub vmm: bool,
     /// Memory pool that it is of, or what stands for one; 0 if it is a context's or of `cuMemMap`.
@@ -365,7 +496,7 @@ impl Space {
             return Err(ILLEGAL_ADDRESS);
         }
         let offset = address - start;
-        let (at, run) = region.physical.locate(offset);
+        let (at, run) = region.physical.locate(offset).ok_or(ILLEGAL_ADDRESS)?;
         Ok((at, run.min(region.length - offset).min(length)))
     }
 }

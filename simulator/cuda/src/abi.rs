@@ -7,6 +7,7 @@ use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R, UNKNOWN};
 use spillway_simulator_core::driver;
 use spillway_simulator_core::release::RELEASES;
 use std::ffi::{CStr, c_char, c_void};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Runs the body of an export that exists since version `since` of the driver.
@@ -174,6 +175,12 @@ pub fn image(at: In<u8>) -> R<String> {
     }
     spillway_simulator_core::ptx::check_magic(first)?;
     text(In(at.0.cast()))
+}
+
+/// Closes a descriptor that the caller gave away.
+pub fn take_descriptor(fd: i32) {
+    // SAFETY: by the C API the descriptor is the driver's from now on; it was just seen to be open.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
 /// Copies `bytes` bytes out of the caller's memory.

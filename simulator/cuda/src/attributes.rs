@@ -84,7 +84,7 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         109 => 128 << 20,
         110 => 0,
         111 => 1024,
-        112 => 0,
+        112 => 1,
         113 => 1,
         114 => 0,
         115 => 1,
@@ -93,14 +93,20 @@ pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {
         // Pools can be shared by file descriptors.
         119 => 1,
         120 => 1,
-        121 | 124 | 125 => 0,
+        121 => 1,
+        124 | 125 => 0,
         126 => 4,
         127 => 1,
         128 => 0,
         129 => 1,
         130 => 0,
-        131 | 134 => -1,
-        132 | 133 | 135..=148 => 0,
+        131 => -1,
+        // Multicast needs a team.
+        132 => i32::from(shared.config().gpus > 1),
+        // The NUMA node of the GPU, and memory of cuMemCreate there.
+        134 => 0,
+        141 => 1,
+        133 | 135..=140 | 142..=148 => 0,
         _ => return None,
     })
 }

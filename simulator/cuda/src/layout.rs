@@ -103,6 +103,37 @@ pub struct PoolProperties {
     pub rest: [u8; 56],
 }
 
+/// `CUmulticastObjectProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MulticastProperties {
+    pub devices: u32,
+    pub bytes: usize,
+    pub handle_types: u64,
+    pub flags: u64,
+}
+
+/// `CUDA_EXTERNAL_MEMORY_HANDLE_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ExternalMemory {
+    pub kind: u32,
+    pub handle: [u64; 2],
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ExternalBuffer {
+    pub offset: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -188,7 +219,7 @@ pub struct ArrayDescriptor {
 
 /// `CUDA_ARRAY3D_DESCRIPTOR`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array3dDescriptor {
     pub width: usize,
     pub height: usize,
@@ -196,6 +227,44 @@ pub struct Array3dDescriptor {
     pub format: u32,
     pub channels: u32,
     pub flags: u32,
+}
+
+/// `CUDA_ARRAY_MEMORY_REQUIREMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemoryRequirements {
+    pub bytes: usize,
+    pub alignment: usize,
+    pub reserved: [u32; 4],
+}
+
+/// `CUDA_ARRAY_SPARSE_PROPERTIES`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SparseProperties {
+    pub tile: [u32; 3],
+    pub tail_first: u32,
+    pub tail_bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 4],
+}
+
+/// `CUarrayMapInfo`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ArrayMapping {
+    pub kind: u32,
+    pub resource: u64,
+    pub part_kind: u32,
+    /// A union: a range of a level, or of the mip tail.
+    pub part: [u64; 4],
+    pub operation: u32,
+    pub handle_kind: u32,
+    pub memory: u64,
+    pub offset: u64,
+    pub devices: u32,
+    pub flags: u32,
+    pub reserved: [u32; 2],
 }
 
 #[cfg(test)]
@@ -220,6 +289,30 @@ mod tests {
         assert_eq!(
             size_of::<PoolProperties>(),
             size_of::<sys::CUmemPoolProps_st>()
+        );
+        assert_eq!(
+            size_of::<MemoryRequirements>(),
+            size_of::<sys::CUDA_ARRAY_MEMORY_REQUIREMENTS_st>()
+        );
+        assert_eq!(
+            size_of::<SparseProperties>(),
+            size_of::<sys::CUDA_ARRAY_SPARSE_PROPERTIES_st>()
+        );
+        assert_eq!(
+            size_of::<ArrayMapping>(),
+            size_of::<sys::CUarrayMapInfo_st>()
+        );
+        assert_eq!(
+            size_of::<MulticastProperties>(),
+            size_of::<sys::CUmulticastObjectProp_st>()
+        );
+        assert_eq!(
+            size_of::<ExternalMemory>(),
+            size_of::<sys::CUDA_EXTERNAL_MEMORY_HANDLE_DESC_st>()
+        );
+        assert_eq!(
+            size_of::<ExternalBuffer>(),
+            size_of::<sys::CUDA_EXTERNAL_MEMORY_BUFFER_DESC_st>()
         );
         assert_eq!(
             size_of::<LaunchConfig>(),
@@ -284,6 +377,10 @@ mod tests {
         assert_eq!(
             offset_of!(KernelNode, params),
             offset_of!(sys::CUDA_KERNEL_NODE_PARAMS_st, kernelParams)
+        );
+        assert_eq!(
+            offset_of!(ArrayMapping, operation),
+            offset_of!(sys::CUarrayMapInfo_st, memOperationType)
         );
         assert_eq!(
             offset_of!(MemsetNode, width),

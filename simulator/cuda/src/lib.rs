@@ -12,11 +12,13 @@
 
 mod abi;
 mod array;
+mod array_shape;
 mod attributes;
 mod context;
 mod copy;
 mod device;
 mod event;
+mod external;
 mod fill;
 mod graph;
 mod graph_memory;
@@ -26,10 +28,12 @@ mod init;
 mod ipc;
 mod launch;
 mod layout;
+mod link;
 mod managed;
 mod memop;
 mod memory;
 mod module;
+mod multicast;
 mod newcomer;
 mod occupancy;
 mod pointer;

@@ -35,12 +35,14 @@ fn place_of(driver: &Driver, ordinal: i32) -> R<Place> {
 }
 
 /// The place of a location; the one NUMA node is 0.
-fn place_at(driver: &Driver, location: Location) -> R<Place> {
+///
+/// # Errors
+/// `INVALID_DEVICE` for a GPU that is not there, `INVALID_VALUE` for another kind or node.
+pub fn place_at(driver: &Driver, location: Location) -> R<Place> {
     match (location.kind, location.id) {
         (LOCATION_DEVICE, id) => gpu_place(driver, id),
         (2, _) => Ok(Place::HOST),
-        (3, 0) => Ok(Place { kind: 3, id: 0 }),
-        (4, _) => Ok(Place { kind: 3, id: 0 }),
+        (3, 0) | (4, _) => Ok(Place::NODE),
         _ => Err(INVALID_VALUE),
     }
 }

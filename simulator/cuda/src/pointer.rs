@@ -1,7 +1,7 @@
 //! What a pointer is.
 
 use crate::abi::{In, Out, exports, put_bytes};
-use spillway_simulator_core::classic::IMPORTED;
+use spillway_simulator_core::classic::{EXTERNAL, IMPORTED};
 use spillway_simulator_core::code::{INVALID_VALUE, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::host::Kind;
@@ -43,10 +43,10 @@ fn known(driver: &Driver, address: u64) -> Option<Known> {
     if let Some((start, length)) = space.reservation(address) {
         let region = space.region(address).map(|r| r.1);
         return Some(Known {
-            host: false,
+            host: region.is_some_and(|r| r.physical.on_host().is_some()),
             managed: false,
             context: 0,
-            gpu: region.map_or(0, |r| r.physical.gpu),
+            gpu: region.and_then(|r| r.physical.gpu()).unwrap_or(0),
             start,
             length,
             id: region.map_or(0, |r| r.physical.id),
@@ -113,7 +113,11 @@ fn attribute(known: Option<&Known>, attribute: u32, address: u64) -> R<Option<Ve
         14 => wide(u64::from(k.vmm)),
         15 => narrow(0),
         16 => narrow(if k.host || k.managed { 3 } else { k.access }),
-        17 => wide(if k.pool == IMPORTED { 0 } else { k.pool }),
+        17 => wide(if matches!(k.pool, IMPORTED | EXTERNAL) {
+            0
+        } else {
+            k.pool
+        }),
         18 => wide(0),
         19 => wide(k.start),
         20 => narrow(0),

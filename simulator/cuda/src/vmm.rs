@@ -2,14 +2,17 @@
 //!
 //! They cost time and serialise across processes, as the real ones do; none of them waits for
 //! work, so editing a mapping that work still uses faults that work.
+//! Host memory is reached by all GPUs that have access, and by the CPU where that was given access.
 
 use crate::abi::{In, Out, exports};
-use crate::layout::{AccessDescriptor, AllocationProperties, LOCATION_DEVICE, Location, POSIX_FD};
-use spillway_simulator_core::code::{INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, R};
+use crate::layout::{AccessDescriptor, AllocationProperties, Location, POSIX_FD};
+use crate::managed::place_at;
+use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R};
 use spillway_simulator_core::config::{FRAME, GPUS_MAX};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::engine::vmm_call;
-use spillway_simulator_core::space::{Physical, READ, READ_WRITE, Region};
+use spillway_simulator_core::host_memory;
+use spillway_simulator_core::space::{Physical, Place, READ, READ_WRITE, Region};
 use spillway_simulator_core::sync::{lock, read, write};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
@@ -37,33 +40,26 @@ fn whole(bytes: u64) -> R<u64> {
     }
 }
 
-fn gpu_of(driver: &Driver, location: Location) -> R<u32> {
-    match location.kind {
-        LOCATION_DEVICE => u32::try_from(location.id)
-            .ok()
-            .filter(|gpu| *gpu < driver.shared.config().gpus)
-            .ok_or(INVALID_DEVICE),
-        // Host memory, also by NUMA node, is not simulated.
-        2..=4 => Err(NOT_SUPPORTED),
-        _ => Err(INVALID_VALUE),
-    }
-}
-
-fn properties(driver: &Driver, properties: &AllocationProperties) -> R<u32> {
+fn properties(driver: &Driver, properties: &AllocationProperties) -> R<Place> {
     if properties.kind != PINNED || properties.windows != 0 {
         return Err(INVALID_VALUE);
     }
     if properties.handle_types & !POSIX_FD != 0 {
         return Err(NOT_SUPPORTED);
     }
-    gpu_of(driver, properties.location)
+    place_at(driver, properties.location)
 }
 
-fn handle(driver: &Driver, handle: u64) -> R<Arc<Physical>> {
+/// The memory, or the multicast object, of a handle.
+///
+/// # Errors
+/// `INVALID_VALUE`.
+pub fn handle(driver: &Driver, handle: u64) -> R<Arc<Physical>> {
     driver.handles.get(handle).ok_or(INVALID_VALUE)
 }
 
-fn remember(driver: &Driver, physical: &Arc<Physical>) {
+/// Enters a new object under its handle.
+pub fn remember(driver: &Driver, physical: &Arc<Physical>) {
     let mut all = lock(&driver.physicals);
     all.retain(|_, weak| weak.strong_count() > 0);
     all.insert(physical.id, Arc::downgrade(physical));
@@ -114,13 +110,16 @@ exports! {
         let driver = driver::get()?;
         out.needed()?;
         let props = props.get()?;
-        let gpu = properties(driver, &props)?;
+        let place = properties(driver, &props)?;
         let size = whole(size as u64)?;
         if flags != 0 {
             return Err(INVALID_VALUE);
         }
         cost(driver, CREATE, size);
-        let physical = Physical::new(driver.shared, gpu, size, props.handle_types, props.flags)?;
+        let physical = match place.gpu_index() {
+            Some(gpu) => Physical::new(driver.shared, gpu as u32, size, props.handle_types, props.flags)?,
+            None => Physical::host(driver.shared, place, size, props.handle_types, props.flags)?,
+        };
         remember(driver, &physical);
         out.set(physical.id)
     }
@@ -149,10 +148,13 @@ exports! {
     fn cuMemGetAllocationPropertiesFromHandle(out: Out<AllocationProperties>, id: u64) {
         let driver = driver::get()?;
         let physical = handle(driver, id)?;
+        if physical.multicast().is_some() {
+            return Err(INVALID_VALUE);
+        }
         out.set(AllocationProperties {
             kind: PINNED,
             handle_types: physical.handle_types,
-            location: Location { kind: LOCATION_DEVICE, id: physical.gpu as i32 },
+            location: Location { kind: physical.place.kind, id: physical.place.id },
             windows: 0,
             flags: physical.flags,
         })
@@ -165,13 +167,14 @@ exports! {
         if offset != 0 || flags != 0 || size > physical.bytes() || !start.is_multiple_of(FRAME) {
             return Err(INVALID_VALUE);
         }
+        physical.multicast().map_or(Ok(()), |multicast| multicast.complete())?;
         cost(driver, MAP, size);
         let mut space = write(&driver.space);
         let fits = space.reservation(start).is_some_and(|(s, length)| start + size <= s + length);
         if !fits || space.any_region(start, size) {
             return Err(INVALID_VALUE);
         }
-        space.regions.insert(start, Region { length: size, physical, access: [0; GPUS_MAX], vmm: true, pool: 0 });
+        space.regions.insert(start, Region { length: size, physical, access: [0; GPUS_MAX], host_access: 0, vmm: true, pool: 0 });
         Ok(())
     }
 
@@ -184,7 +187,15 @@ exports! {
         if parts.iter().any(|p| space.regions.get(p).is_none_or(|r| !r.vmm)) {
             return Err(INVALID_VALUE);
         }
-        let gone: Vec<Region> = parts.iter().filter_map(|p| space.regions.remove(p)).collect();
+        let mut gone: Vec<Region> = Vec::new();
+        for part in parts {
+            if let Some(region) = space.regions.remove(&part) {
+                if region.host_access != 0 {
+                    host_memory::hide(part, region.length);
+                }
+                gone.push(region);
+            }
+        }
         drop(space);
         // Memory is returned without holding up work.
         drop(gone);
@@ -199,14 +210,14 @@ exports! {
         }
         let mut rights = Vec::new();
         for descriptor in descriptors.list(count)? {
-            let gpu = gpu_of(driver, descriptor.location)?;
+            let place = place_at(driver, descriptor.location)?;
             let flags = match descriptor.flags {
                 0 => 0,
                 1 => READ,
                 3 => READ_WRITE,
                 _ => return Err(INVALID_VALUE),
             };
-            rights.push((gpu as usize, flags));
+            rights.push((place, flags));
         }
         cost(driver, ACCESS, size);
         let mut space = write(&driver.space);
@@ -214,10 +225,24 @@ exports! {
         if parts.iter().any(|p| space.regions.get(p).is_none_or(|r| !r.vmm)) {
             return Err(INVALID_VALUE);
         }
+        // The CPU reaches no device memory.
+        let for_cpu = rights.iter().any(|(place, _)| place.is_host());
+        if for_cpu && parts.iter().any(|p| space.regions.get(p).is_none_or(|r| r.physical.on_host().is_none())) {
+            return Err(INVALID_VALUE);
+        }
         for part in parts {
-            if let Some(region) = space.regions.get_mut(&part) {
-                for (gpu, flags) in &rights {
-                    region.access[*gpu] = *flags;
+            let Some(region) = space.regions.get_mut(&part) else { continue };
+            for (place, flags) in &rights {
+                match (place.gpu_index(), region.physical.on_host()) {
+                    (Some(gpu), _) => region.access[gpu] = *flags,
+                    (None, Some(memory)) if *flags != 0 => {
+                        memory.show(part, region.length, *flags == READ_WRITE)?;
+                        region.host_access = *flags;
+                    }
+                    (None, _) => {
+                        host_memory::hide(part, region.length);
+                        region.host_access = 0;
+                    }
                 }
             }
         }
@@ -226,16 +251,20 @@ exports! {
 
     fn cuMemGetAccess(out: Out<u64>, location: In<Location>, address: u64) {
         let driver = driver::get()?;
-        let gpu = gpu_of(driver, location.get()?)?;
+        let place = place_at(driver, location.get()?)?;
         let space = read(&driver.space);
         let (_, region) = space.region(address).ok_or(INVALID_VALUE)?;
-        out.set(u64::from(region.access[gpu as usize]))
+        out.set(u64::from(place.gpu_index().map_or(region.host_access, |gpu| region.access[gpu])))
     }
 
     fn cuMemExportToShareableHandle(out: Out<i32>, id: u64, kind: u32, flags: u64) {
         let driver = driver::get()?;
         out.needed()?;
         let physical = handle(driver, id)?;
+        // Other processes cannot join a team here.
+        if physical.multicast().is_some() {
+            return Err(NOT_SUPPORTED);
+        }
         if flags != 0 || kind != POSIX_FD || physical.handle_types & POSIX_FD == 0 {
             return Err(INVALID_VALUE);
         }

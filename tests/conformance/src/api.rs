@@ -406,6 +406,103 @@ pub struct NodeParams {
     pub rest: [u64; 30],
 }
 
+/// `CUDA_ARRAY_DESCRIPTOR`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FlatShape {
+    pub width: usize,
+    pub height: usize,
+    pub format: u32,
+    pub channels: u32,
+}
+
+/// `CUDA_ARRAY3D_DESCRIPTOR`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArrayShape {
+    pub width: usize,
+    pub height: usize,
+    pub depth: usize,
+    pub format: u32,
+    pub channels: u32,
+    pub flags: u32,
+}
+
+/// `CUDA_ARRAY_MEMORY_REQUIREMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryRequirements {
+    pub bytes: usize,
+    pub alignment: usize,
+    pub reserved: [u32; 4],
+}
+
+/// `CUDA_ARRAY_SPARSE_PROPERTIES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SparseProperties {
+    pub tile: [u32; 3],
+    pub tail_first: u32,
+    pub tail_bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 4],
+}
+
+/// `CUarrayMapInfo`, for a range of a level.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ArrayMapping {
+    pub kind: i32,
+    pub resource: Handle,
+    pub part_kind: i32,
+    /// Eight bytes from here on are aligned.
+    pub padding: i32,
+    pub level: u32,
+    pub layer: u32,
+    pub at: [u32; 3],
+    pub extent: [u32; 3],
+    pub operation: i32,
+    pub handle_kind: i32,
+    pub memory: MemHandle,
+    pub offset: u64,
+    pub devices: u32,
+    pub flags: u32,
+    pub reserved: [u32; 2],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_HANDLE_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExternalMemory {
+    pub kind: i32,
+    /// The first member of a union of 16 bytes.
+    pub fd: i64,
+    pub handle_rest: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUDA_EXTERNAL_MEMORY_BUFFER_DESC`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExternalBuffer {
+    pub offset: u64,
+    pub bytes: u64,
+    pub flags: u32,
+    pub reserved: [u32; 16],
+}
+
+/// `CUmulticastObjectProp`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MulticastProp {
+    pub devices: u32,
+    pub bytes: usize,
+    pub handle_types: u64,
+    pub flags: u64,
+}
+
 /// `CUmemPoolPtrExportData`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -554,6 +651,27 @@ functions! { cuda:
     cuMemGetAllocationPropertiesFromHandle(prop: &mut AllocationProp, handle: MemHandle);
     cuMemExportToShareableHandle(out: *mut c_void, handle: MemHandle, kind: i32, flags: u64);
     cuMemImportFromShareableHandle(handle: &mut MemHandle, os_handle: usize, kind: i32);
+    cuArrayCreate_v2(array: &mut Handle, shape: &FlatShape);
+    cuArray3DCreate_v2(array: &mut Handle, shape: &ArrayShape);
+    cuArray3DGetDescriptor_v2(shape: &mut ArrayShape, array: Handle);
+    cuArrayDestroy(array: Handle);
+    cuArrayGetMemoryRequirements(wanted: &mut MemoryRequirements, array: Handle, device: i32);
+    cuArrayGetSparseProperties(tiles: &mut SparseProperties, array: Handle);
+    cuMipmappedArrayCreate(array: &mut Handle, shape: &ArrayShape, levels: u32);
+    cuMipmappedArrayGetLevel(level: &mut Handle, array: Handle, at: u32);
+    cuMipmappedArrayDestroy(array: Handle);
+    cuMipmappedArrayGetMemoryRequirements(wanted: &mut MemoryRequirements, array: Handle, device: i32);
+    cuMipmappedArrayGetSparseProperties(tiles: &mut SparseProperties, array: Handle);
+    cuMemMapArrayAsync(list: &ArrayMapping, n: u32, stream: Handle);
+    cuImportExternalMemory(memory: &mut Handle, wanted: &ExternalMemory);
+    cuExternalMemoryGetMappedBuffer(address: &mut Dptr, memory: Handle, wanted: &ExternalBuffer);
+    cuDestroyExternalMemory(memory: Handle);
+    cuMulticastGetGranularity(bytes: &mut usize, prop: &MulticastProp, option: i32);
+    cuMulticastCreate(object: &mut MemHandle, prop: &MulticastProp);
+    cuMulticastAddDevice(object: MemHandle, device: i32);
+    cuMulticastBindMem(object: MemHandle, offset: usize, memory: MemHandle, from: usize, bytes: usize, flags: u64);
+    cuMulticastBindAddr(object: MemHandle, offset: usize, address: Dptr, bytes: usize, flags: u64);
+    cuMulticastUnbind(object: MemHandle, device: i32, offset: usize, bytes: usize);
     cuIpcGetMemHandle(handle: &mut IpcHandle, address: Dptr);
     cuIpcOpenMemHandle_v2(address: &mut Dptr, handle: IpcHandle, flags: u32);
     cuIpcCloseMemHandle(address: Dptr);
@@ -634,6 +752,10 @@ functions! { cuda:
     cuModuleGetFunction(function: &mut Handle, module: Handle, name: *const c_char);
     cuModuleGetGlobal_v2(address: Option<&mut Dptr>, bytes: Option<&mut usize>, module: Handle, name: *const c_char);
     cuModuleGetLoadingMode(mode: &mut i32);
+    cuLinkCreate_v2(n: u32, options: *mut i32, values: *mut *mut c_void, link: &mut Handle);
+    cuLinkAddData_v2(link: Handle, kind: i32, data: *const c_void, bytes: usize, name: *const c_char, n: u32, options: *mut i32, values: *mut *mut c_void);
+    cuLinkComplete(link: Handle, image: &mut *const c_void, bytes: &mut usize);
+    cuLinkDestroy(link: Handle);
     cuLibraryLoadData(library: &mut Handle, image: *const c_void, jit: usize, jit_values: usize, n_jit: u32, options: usize, values: usize, n: u32);
     cuLibraryUnload(library: Handle);
     cuLibraryGetKernel(kernel: &mut Handle, library: Handle, name: *const c_char);

@@ -62,6 +62,9 @@ fn from_own(runtime: &Runtime, pool: u64, bytes: u64, stream: usize) -> Result<u
     if let Some(alloc) = kept {
         return Ok(lock(&runtime.heap).revive(alloc, bytes));
     }
+    if !lock(&runtime.pools).fits(pool, rounded) {
+        return Err(Status::OUT_OF_MEMORY);
+    }
     let made = vmm::in_context(context, || {
         let device = runtime.device_of_pool(pool);
         let (context, current) = runtime.current()?;

@@ -26,7 +26,14 @@ struct PoolProps {
     handle_types: u32,
     location_type: u32,
     location_id: i32,
+    windows: *mut c_void,
+    /// Since 12.2; zero, as all that is reserved, before.
+    max_size: usize,
 }
+const _: () = assert!(
+    core::mem::offset_of!(PoolProps, max_size)
+        == core::mem::offset_of!(cudarc::driver::sys::CUmemPoolProps, maxSize)
+);
 
 /// `CUmemLocation`, raw.
 #[repr(C)]
@@ -127,6 +134,7 @@ pub unsafe fn cuMemPoolCreate(
         {
             let own = runtime.paging && props.kind == TYPE_PINNED && props.handle_types == 0;
             runtime.note_pool(handle, device, own);
+            lock(&runtime.pools).limit(handle, props.max_size as u64);
         }
     }
     status

@@ -7,10 +7,20 @@ use spillway_tests::{Place, artifact};
 
 /// Rules that programs see otherwise under Spillway, with the reason. A case that is listed and
 /// passes fails the test, so the list stays true.
-const OTHERWISE: [(&str, &str); 1] = [(
-    "processes.memory_is_shared_out_among_processes",
-    "a program is told of its own workload's memory only, not of its neighbours'",
-)];
+const OTHERWISE: [(&str, &str); 6] = [
+    (
+        "processes.memory_is_shared_out_among_processes",
+        "a program is told of its own workload's memory only, not of its neighbours'",
+    ),
+    ("managed.an_allocation_takes_no_device_memory", MANAGED),
+    ("managed.prefetches_bring_pages_and_take_them_away", MANAGED),
+    ("managed.advice_keeps_pages_on_the_host", MANAGED),
+    ("managed.it_leaves_for_allocations", MANAGED),
+    ("managed.locations_of_the_second_version", MANAGED),
+];
+
+const MANAGED: &str =
+    "managed memory is charged whole from its allocation on, since nobody can see its pages move";
 
 /// Runs all cases in a place of that name with `library` preloaded, a coordinator, and memory that is
 /// Spillway's to move.
