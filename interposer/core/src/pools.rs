@@ -58,16 +58,39 @@ enum Kind {
     Driver(Arc<Mutex<Meter>>),
 }
 
+/// A pool of either kind.
 #[derive(Debug)]
-struct Pool {
+pub struct Pool {
     device: usize,
     kind: Kind,
+}
+
+impl Pool {
+    /// Device and meter, if it is a driver's.
+    #[must_use]
+    pub fn meter(&self) -> Option<(usize, Arc<Mutex<Meter>>)> {
+        match &self.kind {
+            Kind::Driver(meter) => Some((self.device, Arc::clone(meter))),
+            Kind::Own(_) => None,
+        }
+    }
+
+    /// What an own pool keeps, for the caller to release once the pool is destroyed.
+    #[must_use]
+    pub fn into_kept(self) -> Vec<Alloc> {
+        match self.kind {
+            Kind::Own(own) => own.kept,
+            Kind::Driver(_) => Vec::new(),
+        }
+    }
 }
 
 /// All pools that allocations were asked of, by the driver's handle.
 #[derive(Debug, Default)]
 pub struct Pools {
     known: HashMap<u64, Pool>,
+    /// Pools that threads of ours ask the driver about now.
+    in_use: HashMap<u64, u32>,
 }
 
 impl Pools {
@@ -122,11 +145,42 @@ impl Pools {
     /// Device and meter of a driver's pool.
     #[must_use]
     pub fn meter(&self, handle: u64) -> Option<(usize, Arc<Mutex<Meter>>)> {
-        let pool = self.known.get(&handle)?;
-        match &pool.kind {
-            Kind::Driver(meter) => Some((pool.device, Arc::clone(meter))),
-            Kind::Own(_) => None,
+        self.known.get(&handle)?.meter()
+    }
+
+    /// The same, for a thread of ours that is about to ask the driver about it: the driver may crash on a
+    /// pool that another thread destroys, so that waits. To be ended by [`Pools::unuse`].
+    pub fn try_use(&mut self, handle: u64) -> Option<(usize, Arc<Mutex<Meter>>)> {
+        let found = self.meter(handle)?;
+        *self.in_use.entry(handle).or_default() += 1;
+        Some(found)
+    }
+
+    /// See [`Pools::try_use`].
+    pub fn unuse(&mut self, handle: u64) {
+        if let Some(users) = self.in_use.get_mut(&handle) {
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                self.in_use.remove(&handle);
+            }
         }
+    }
+
+    /// A thread of ours asks the driver about it now.
+    #[must_use]
+    pub fn is_used(&self, handle: u64) -> bool {
+        self.in_use.contains_key(&handle)
+    }
+
+    /// The program is about to destroy a pool: off the record before the driver does so, since another
+    /// thread may get the same handle for a new one at once. What is allocated from it lives on.
+    pub fn take(&mut self, handle: u64) -> Option<Pool> {
+        self.known.remove(&handle)
+    }
+
+    /// The driver has refused to destroy it.
+    pub fn put_back(&mut self, handle: u64, pool: Pool) {
+        self.known.insert(handle, pool);
     }
 
     /// The driver's pools, of one device or of all.
@@ -207,15 +261,6 @@ impl Pools {
                 own.kept_bytes = own.kept.iter().map(rounded).sum();
             }
         }
-        out
-    }
-
-    /// The program has destroyed a pool; what is allocated from it lives on, as of no pool. Returns its
-    /// kept memory, for the caller to release.
-    #[must_use]
-    pub fn destroyed(&mut self, handle: u64) -> Vec<Alloc> {
-        let out = self.trim(handle, 0);
-        self.known.remove(&handle);
         out
     }
 
@@ -357,9 +402,26 @@ mod tests {
         pools.took(7, 2 * MIB);
         pools.took(7, 2 * MIB);
         assert!(pools.keep(&alloc(1, 2 * MIB)));
-        assert_eq!(pools.destroyed(7), vec![alloc(1, 2 * MIB)]);
+        let taken = pools.take(7).expect("it is known");
+        assert_eq!(taken.into_kept(), vec![alloc(1, 2 * MIB)]);
         assert_eq!(pools.is_own(7), None);
         assert!(!pools.keep(&alloc(2, 2 * MIB)));
+    }
+
+    #[test]
+    fn nobody_asks_about_a_pool_that_is_being_destroyed() {
+        let mut pools = Pools::default();
+        pools.note(8, 1, false);
+        assert!(pools.try_use(8).is_some());
+        let taken = pools.take(8).expect("it is known");
+        assert!(pools.is_used(8), "who asks already is waited for");
+        assert!(pools.try_use(8).is_none(), "and nobody begins to");
+        pools.unuse(8);
+        assert!(!pools.is_used(8));
+        // The same handle for a new one, while the old one's end is not through.
+        pools.note(8, 0, true);
+        assert_eq!(pools.is_own(8), Some(true));
+        assert_eq!(taken.meter().map(|(device, _)| device), Some(1));
     }
 
     #[test]

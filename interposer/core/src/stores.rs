@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use spillway_protocol::granules_up;
 
@@ -11,6 +12,7 @@ use crate::gate;
 use crate::heap::SMALL;
 use crate::lock;
 use crate::meter::{Meter, Settled};
+use crate::pools::Pool;
 use crate::quota::Backing;
 use crate::runtime::Runtime;
 
@@ -22,6 +24,8 @@ const GRAPH_USED: u32 = 0;
 const GRAPH_RESERVED: u32 = 2;
 /// How often the driver's figure is asked for again because the books have changed meanwhile.
 const ASK_AT_MOST: usize = 8;
+/// How long the end of a pool waits for threads of ours that ask the driver about it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a metered call has not done what it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,10 +230,24 @@ impl Runtime {
 
     /// Looks what a driver's pool has now.
     pub fn look_at_pool(&self, pool: u64) -> u64 {
-        let known = lock(&self.pools).meter(pool);
-        known.map_or(0, |(device, meter)| {
-            self.look(&meter, device, || pool_reserved(pool))
-        })
+        let used = lock(&self.pools).try_use(pool);
+        let Some((device, meter)) = used else {
+            return 0;
+        };
+        let given_back = self.look(&meter, device, || pool_reserved(pool));
+        lock(&self.pools).unuse(pool);
+        given_back
+    }
+
+    /// A pool is about to be destroyed: takes it off the record, and waits until no thread of ours asks the
+    /// driver about it. They do so for microseconds; the wait is bounded all the same.
+    pub fn take_pool(&self, pool: u64) -> Option<Pool> {
+        let taken = lock(&self.pools).take(pool);
+        let until = Instant::now() + PATIENCE;
+        while lock(&self.pools).is_used(pool) && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        taken
     }
 
     /// A driver's pool with this meter was destroyed: what is still allocated from it is charged by itself.
@@ -301,8 +319,12 @@ impl Runtime {
         }
         self.relaxed(|| {
             for &pool in &pools {
-                // SAFETY: a pool that is gone is refused.
+                if lock(&self.pools).try_use(pool).is_none() {
+                    continue;
+                }
+                // SAFETY: it is not destroyed before we have let go of it.
                 let _ = unsafe { call::cuMemPoolTrimTo(pool as *mut _, 0) };
+                lock(&self.pools).unuse(pool);
             }
             if graphs {
                 // SAFETY: no pointers are involved.

@@ -141,21 +141,29 @@ pub unsafe fn cuMemPoolCreate(
 }
 
 pub unsafe fn cuMemPoolDestroy(real: sig::cuMemPoolDestroy, pool: *mut c_void) -> Status {
+    let Some(runtime) = limited() else {
+        // SAFETY: the application's own call.
+        return unsafe { real(pool) };
+    };
     let handle = pool as u64;
-    let known = limited().and_then(|runtime| lock(&runtime.pools).meter(handle));
+    let taken = runtime.take_pool(handle);
     // SAFETY: the application's own call.
     let status = unsafe { real(pool) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        for word in &runtime.current_pools {
-            // Its device's default pool is current again; asked when needed.
-            let _ = word.compare_exchange(handle, 0, SeqCst, SeqCst);
+    if !status.is_success() {
+        if let Some(taken) = taken {
+            lock(&runtime.pools).put_back(handle, taken);
         }
-        let kept = lock(&runtime.pools).destroyed(handle);
-        for alloc in &kept {
-            runtime.finish(alloc);
-        }
-        runtime.pool_destroyed(handle, known);
+        return status;
     }
+    for word in &runtime.current_pools {
+        // Its device's default pool is current again; asked when needed.
+        let _ = word.compare_exchange(handle, 0, SeqCst, SeqCst);
+    }
+    let known = taken.as_ref().and_then(crate::pools::Pool::meter);
+    for alloc in taken.map_or_else(Vec::new, crate::pools::Pool::into_kept) {
+        runtime.finish(&alloc);
+    }
+    runtime.pool_destroyed(handle, known);
     status
 }
 
