@@ -29,7 +29,7 @@ build_all() {
     case $target in /*) ;; *) target=$PWD/$target ;; esac
     built=$target/demo
     if [[ ${no_build:-} ]]; then
-        for file in libspillway.so spillway spillwayd; do
+        for file in libspillway.so libspillway_strict.so spillway spillwayd; do
             [[ -f $built/$file ]] || { say "$built/$file is not there: build first"; return 1; }
         done
         return 0
@@ -37,7 +37,7 @@ build_all() {
     command -v cargo >/dev/null || { say "no cargo on PATH: install Rust (rustup.rs)"; return 1; }
     [[ -f $built/spillwayd && -f $built/libspillway.so ]] || say "building; the first time takes a minute or two"
     if ! log=$(cargo build --manifest-path "$root/Cargo.toml" --target-dir "$target" --profile demo \
-        --quiet -p spillway-interposer -p spillway-coordinator -p spillway-simulator-cuda \
+        --quiet -p spillway-interposer -p spillway-interposer-strict -p spillway-coordinator -p spillway-simulator-cuda \
         -p spillway-simulator-nvml "$@" 2>&1); then
         printf '%s\n' "$log" >&2
         say "the build failed"
@@ -96,8 +96,8 @@ make_sim() {
 enter_place() {
     # Copies: a build meanwhile must not replace what runs, and other users may not reach $built.
     cp "$built/spillway" "$built/spillwayd" "$place/bin/" || return 1
-    cp "$built/libspillway.so" "$place/lib/" || return 1
-    chmod 0755 "$place"/bin/* "$place/lib/libspillway.so" || return 1
+    cp "$built/libspillway.so" "$built/libspillway_strict.so" "$place/lib/" || return 1
+    chmod 0755 "$place"/bin/* "$place"/lib/libspillway*.so || return 1
     export PATH=$place/bin:$PATH
     export SPILLWAY_LIBRARY=$place/lib/libspillway.so SPILLWAY_RUN_DIR=$place/run
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{command, output, programs};
+use support::{Preload, command, output, programs};
 
 fn lines<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
     text.lines()
@@ -16,8 +16,14 @@ fn names_are_answered_as_the_real_look_up_would_or_by_our_exports() {
     let Some(folder) = programs("names") else {
         return;
     };
-    let bare = output(&mut command(&folder.join("look_up"), folder, false), 0);
-    let ours = output(&mut command(&folder.join("look_up"), folder, true), 0);
+    let bare = output(
+        &mut command(&folder.join("look_up"), folder, Preload::Nothing),
+        0,
+    );
+    let ours = output(
+        &mut command(&folder.join("look_up"), folder, Preload::Plain),
+        0,
+    );
     // Found or not: always the same.
     let verdict = |text: &str| -> Vec<String> {
         text.lines()
@@ -62,7 +68,7 @@ fn the_callers_scope_is_the_callers() {
             0,
         )
     };
-    let bare = run(false);
+    let bare = run(Preload::Nothing);
     assert!(
         bare.contains("plugin: next scope_probe is libscope_library.so:scope_probe"),
         "{bare}"
@@ -71,7 +77,8 @@ fn the_callers_scope_is_the_callers() {
         bare.contains("plugin: default scope_local_only is libscope_library.so"),
         "{bare}"
     );
-    assert_eq!(bare, run(true));
+    assert_eq!(bare, run(Preload::Plain));
+    assert_eq!(bare, run(Preload::Strict));
 }
 
 #[test]
@@ -79,11 +86,11 @@ fn arguments_arrive_whole() {
     let Some(folder) = programs("calls") else {
         return;
     };
-    let expected = "launch 4011\ncopy 4001\ncopy ptds 4002\ncopy async 4004\nby value 64 4064\nby value 8 4008\ntwelve 4012\n".repeat(3);
+    let expected = "launch 4011\ncopy 4001\ncopy ptds 4002\ncopy async 4004\nby value 64 4064\nby value 8 4008\ntwelve 4012\na fraction 4003\nseven 4007\n".repeat(3);
     for program in ["calls", "calls_direct"] {
-        for preload in [false, true] {
+        for preload in [Preload::Nothing, Preload::Plain, Preload::Strict] {
             let printed = output(&mut command(&folder.join(program), folder, preload), 0);
-            assert_eq!(printed, expected, "{program}, preloaded: {preload}");
+            assert_eq!(printed, expected, "{program}, {preload:?}");
         }
     }
 }
@@ -94,7 +101,7 @@ fn a_function_that_the_driver_lacks_answers_not_found() {
         return;
     };
     let printed = output(
-        &mut command(&folder.join("missing"), &folder.join("old"), true),
+        &mut command(&folder.join("missing"), &folder.join("old"), Preload::Plain),
         0,
     );
     assert_eq!(printed, "copy 4001\nmissing 500\n");
@@ -105,7 +112,10 @@ fn answers_of_the_driver_are_mapped_by_address() {
     let Some(folder) = programs("proc address") else {
         return;
     };
-    let printed = output(&mut command(&folder.join("proc_address"), folder, true), 0);
+    let printed = output(
+        &mut command(&folder.join("proc_address"), folder, Preload::Plain),
+        0,
+    );
     let expected = "\
 cuInit 13000 flags 0 -> 0 0 libspillway.so:cuInit
 cuDriverGetVersion 13000 flags 0 -> 0 0 libcuda.so.1:cuDriverGetVersion
@@ -158,12 +168,12 @@ fn host_processes_may_do_what_they_do() {
             "call 4001\ncall 4001\ncall 4001\ncall after close 4001\ncall 4001\n",
         ),
     ] {
-        for preload in [false, true] {
+        for preload in [Preload::Nothing, Preload::Plain, Preload::Strict] {
             let printed = output(
                 command(&folder.join("host"), folder, preload).arg(what),
                 code,
             );
-            assert_eq!(printed, expected, "{what}, preloaded: {preload}");
+            assert_eq!(printed, expected, "{what}, {preload:?}");
         }
     }
 }

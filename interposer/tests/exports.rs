@@ -1,5 +1,6 @@
-//! What `libspillway.so` shows to the loader: its exports are the hooked rows and `dlsym`, it needs the C
-//! library and nothing else, and it never meets a foreign function under one of its own names.
+//! What our libraries show to the loader. `libspillway.so` exports the hooked rows and `dlsym`, the strict one
+//! also the driver's other names. They need the C library and nothing else, and never meet a foreign function
+//! under one of their own names.
 
 mod support;
 
@@ -7,7 +8,7 @@ use spillway_interposer_core::table::{NVML_ROWS, ROWS};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use support::{have, library};
+use support::{have, library, strict_library};
 
 fn tool(program: &str, arguments: &[&str], file: &Path) -> String {
     let output = Command::new(program)
@@ -28,24 +29,31 @@ fn exports_are_the_hooked_rows_and_dlsym() {
     if !have("nm", "exports") {
         return;
     }
-    let listed = tool("nm", &["-D", "--defined-only"], library());
-    let exports: BTreeSet<&str> = listed
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(2))
-        .collect();
-    let mut expected: BTreeSet<&str> = ROWS
-        .iter()
-        .chain(NVML_ROWS)
+    let rows = ROWS.iter().chain(NVML_ROWS);
+    let mut expected: BTreeSet<&str> = rows
         .filter(|row| row.how.is_exported())
         .map(|row| row.name)
         .collect();
     assert!(expected.len() > 300);
     expected.insert("dlsym");
+    exports_are(library(), &expected);
+    expected.extend(ROWS.iter().map(|row| row.name));
+    assert!(expected.len() > 600);
+    exports_are(&strict_library(), &expected);
+}
+
+fn exports_are(library: &Path, expected: &BTreeSet<&str>) {
+    let listed = tool("nm", &["-D", "--defined-only"], library);
+    let exports: BTreeSet<&str> = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
     let missing: Vec<_> = expected.difference(&exports).collect();
-    let unexpected: Vec<_> = exports.difference(&expected).collect();
+    let unexpected: Vec<_> = exports.difference(expected).collect();
     assert!(
         missing.is_empty() && unexpected.is_empty(),
-        "missing {missing:?}, unexpected {unexpected:?}"
+        "{}: missing {missing:?}, unexpected {unexpected:?}",
+        library.display()
     );
 }
 
@@ -54,7 +62,14 @@ fn needs_only_the_c_library() {
     if !have("readelf", "needed libraries") {
         return;
     }
-    let dynamic = tool("readelf", &["-dW"], library());
+    needs_little(library());
+    needs_little(&strict_library());
+    let dynamic = tool("readelf", &["-dW"], &strict_library());
+    assert!(dynamic.contains("soname: [libcuda.so.1]"), "{dynamic}");
+}
+
+fn needs_little(library: &Path) {
+    let dynamic = tool("readelf", &["-dW"], library);
     let needed: BTreeSet<&str> = dynamic
         .lines()
         .filter(|line| line.contains("(NEEDED)"))
@@ -90,8 +105,9 @@ fn own_names_are_never_looked_up() {
     if !have("readelf", "relocations") {
         return;
     }
-    let relocations = tool("readelf", &["-rW"], library());
-    for line in relocations.lines() {
+    let strict = strict_library();
+    let relocations = [library(), &strict].map(|file| tool("readelf", &["-rW"], file));
+    for line in relocations.iter().flat_map(|text| text.lines()) {
         let symbol = line.split_whitespace().nth(4).unwrap_or_default();
         let name = symbol.split('@').next().unwrap_or_default();
         let own = name == "dlsym" || ROWS.iter().chain(NVML_ROWS).any(|row| row.name == name);

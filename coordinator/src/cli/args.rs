@@ -73,8 +73,12 @@ pub struct RunArgs {
     /// Go without spillwayd: the limit holds for each process alone, and nothing is swapped
     #[arg(long)]
     pub no_coordinator: bool,
-    /// The libspillway.so to load [env: SPILLWAY_LIBRARY; default: the one installed with this
-    /// command]
+    /// Stand in the driver's place: also plugins opened with RTLD_DEEPBIND are under the limit, and
+    /// driver entry points that this version does not know are refused [env: SPILLWAY_STRICT=1]
+    #[arg(long)]
+    pub strict: bool,
+    /// The libspillway.so to load; with --strict, the libspillway_strict.so, or the one beside it
+    /// [env: SPILLWAY_LIBRARY; default: the one installed with this command]
     #[arg(long, value_name = "PATH")]
     pub library: Option<PathBuf>,
     /// The program and its arguments

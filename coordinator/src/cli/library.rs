@@ -6,10 +6,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use spillway_protocol::driver_file;
+use spillway_protocol::note::Role;
+
 /// Names the library for `spillway run`; `--library` goes before it.
 pub const ENV_LIBRARY: &str = "SPILLWAY_LIBRARY";
 /// The library's file name.
 pub const FILE_NAME: &str = "libspillway.so";
+/// The file name of the library for strict mode.
+pub const STRICT_FILE_NAME: &str = "libspillway_strict.so";
 /// Where packages put the library.
 const SYSTEM_DIRS: [&str; 3] = [
     "/usr/lib/spillway",
@@ -31,40 +36,60 @@ impl fmt::Display for LibraryError {
 
 /// The library to preload, checked: the one named by the option, else by the environment, else the
 /// first that exists beside the executable (`../lib`, `../lib/spillway`, its own directory) or in the
-/// system's directories.
+/// system's directories. With `strict` the library for strict mode; whoever names the other one then
+/// means the one beside it.
 ///
 /// # Errors
-/// None found, or the one found cannot be preloaded; a named one is never replaced by another.
-pub fn find(option: Option<&Path>) -> Result<PathBuf, LibraryError> {
+/// None found, or the one found cannot be preloaded; a named one is never replaced by another's.
+pub fn find(option: Option<&Path>, strict: bool) -> Result<PathBuf, LibraryError> {
     if let Some(path) = option {
-        return check(path, "--library");
+        return named(path, "--library", strict);
     }
     if let Some(path) = std::env::var_os(ENV_LIBRARY).filter(|p| !p.is_empty()) {
-        return check(Path::new(&path), ENV_LIBRARY);
+        return named(Path::new(&path), ENV_LIBRARY, strict);
     }
-    let places = places(std::env::current_exe().ok().as_deref());
+    let name = if strict { STRICT_FILE_NAME } else { FILE_NAME };
+    let places = places(std::env::current_exe().ok().as_deref(), name);
     match places.iter().find(|place| place.exists()) {
-        Some(place) => check(place, "found"),
+        Some(place) => named(place, "found", strict),
         None => {
             let list: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
             Err(LibraryError(format!(
-                "no {FILE_NAME} in any of {}: name it with --library or {ENV_LIBRARY}",
+                "no {name} in any of {}: name it with --library or {ENV_LIBRARY}",
                 list.join(", ")
             )))
         }
     }
 }
 
-fn places(executable: Option<&Path>) -> Vec<PathBuf> {
+/// One that somebody named, checked: in strict mode also that it is the right one of our two.
+fn named(path: &Path, whence: &str, strict: bool) -> Result<PathBuf, LibraryError> {
+    let path = check(path, whence)?;
+    if !strict || driver_file::role(&path) == Some(Role::Strict) {
+        return Ok(path);
+    }
+    let beside = path.with_file_name(STRICT_FILE_NAME);
+    let path = check(&beside, &format!("--strict, beside {}", path.display()))?;
+    if driver_file::role(&path) != Some(Role::Strict) {
+        return Err(LibraryError(format!(
+            "{} (--strict): is not the library for strict mode: install the {STRICT_FILE_NAME} of this \
+             version there",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+fn places(executable: Option<&Path>, name: &str) -> Vec<PathBuf> {
     let mut places = Vec::new();
     if let Some(dir) = executable.and_then(Path::parent) {
         if let Some(prefix) = dir.parent() {
-            places.push(prefix.join("lib").join(FILE_NAME));
-            places.push(prefix.join("lib/spillway").join(FILE_NAME));
+            places.push(prefix.join("lib").join(name));
+            places.push(prefix.join("lib/spillway").join(name));
         }
-        places.push(dir.join(FILE_NAME));
+        places.push(dir.join(name));
     }
-    places.extend(SYSTEM_DIRS.map(|dir| Path::new(dir).join(FILE_NAME)));
+    places.extend(SYSTEM_DIRS.map(|dir| Path::new(dir).join(name)));
     places
 }
 
@@ -254,10 +279,24 @@ mod tests {
 
     #[test]
     fn looks_beside_the_executable_first() {
-        let places = places(Some(Path::new("/opt/x/bin/spillway")));
+        let places = places(Some(Path::new("/opt/x/bin/spillway")), FILE_NAME);
         assert_eq!(places[0], Path::new("/opt/x/lib/libspillway.so"));
         assert_eq!(places[2], Path::new("/opt/x/bin/libspillway.so"));
         assert_eq!(places[3], Path::new("/usr/lib/spillway/libspillway.so"));
+    }
+
+    #[test]
+    fn strict_mode_takes_no_other_library() {
+        let (dir, path) = temp(FILE_NAME, &object());
+        let text = named(&path, "test", true).expect_err("none beside it").0;
+        assert!(
+            text.contains(STRICT_FILE_NAME) && text.contains("--strict"),
+            "{text}"
+        );
+        std::fs::write(dir.path().join(STRICT_FILE_NAME), object()).expect("writable");
+        let text = named(&path, "test", true).expect_err("no note").0;
+        assert!(text.contains("not the library for strict mode"), "{text}");
+        assert_eq!(named(&path, "test", false), Ok(path));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
-use spillway_protocol::names::{ENV_RUN_DIR, session_socket};
+use spillway_protocol::driver_file;
+use spillway_protocol::names::{ENV_DRIVER_LIBRARY, ENV_RUN_DIR, session_socket};
 
 use super::args::{Place, RunArgs};
 use super::library;
@@ -22,7 +23,12 @@ pub fn run(place: &Place, args: &RunArgs) -> Result<(), Failure> {
     };
     let settings = Settings::check(&args.into(), &|name| std::env::var_os(name))
         .map_err(|problems| refuse(problems.join("\nspillway: ")))?;
-    let library = library::find(args.library.as_deref()).map_err(refuse)?;
+    let library = library::find(args.library.as_deref(), settings.strict).map_err(refuse)?;
+    let driver = if settings.strict && !settings.disabled {
+        Some(driver().map_err(refuse)?)
+    } else {
+        None
+    };
     if !settings.no_coordinator {
         let socket = session_socket(&place.dir());
         session::probe(&socket).map_err(|error| {
@@ -47,6 +53,9 @@ pub fn run(place: &Place, args: &RunArgs) -> Result<(), Failure> {
             "LD_PRELOAD",
             preload(&library, std::env::var_os("LD_PRELOAD")),
         );
+    if let Some(driver) = driver {
+        command.env(ENV_DRIVER_LIBRARY, driver);
+    }
     if place.run_dir.is_some() || std::env::var_os(ENV_RUN_DIR).is_some_and(|v| !v.is_empty()) {
         // Absolute: the program may change its directory before it uses CUDA.
         command.env(ENV_RUN_DIR, place.dir());
@@ -75,13 +84,40 @@ fn not_started(program: &OsStr, error: &io::Error) -> Failure {
     }
 }
 
-/// `LD_PRELOAD` with the library in front and no other copy of it behind.
+/// The driver's file for strict mode: where its name means our library, the driver is opened by its path.
+/// The one that the environment names is never replaced by another.
+fn driver() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os(ENV_DRIVER_LIBRARY).filter(|path| !path.is_empty()) {
+        let path = PathBuf::from(path);
+        return match driver_file::check(&path) {
+            Ok(()) => Ok(path),
+            Err(why) => Err(format!("{ENV_DRIVER_LIBRARY}={} {why}", path.display())),
+        };
+    }
+    let cache = std::fs::read(driver_file::CACHE).unwrap_or_default();
+    let folders = std::env::var_os("LD_LIBRARY_PATH");
+    let places = driver_file::candidates(folders.as_deref(), &cache);
+    let found = places
+        .into_iter()
+        .find(|path| driver_file::check(path).is_ok());
+    found.ok_or_else(|| {
+        format!(
+            "--strict: no driver: no {} in LD_LIBRARY_PATH, in {} or in the usual folders; name its \
+             file with {ENV_DRIVER_LIBRARY}",
+            driver_file::SONAME,
+            driver_file::CACHE
+        )
+    })
+}
+
+/// `LD_PRELOAD` with the library in front and no other copy of it, nor the other of our two, behind.
 fn preload(library: &Path, before: Option<OsString>) -> OsString {
     let mut list = library.as_os_str().as_bytes().to_vec();
     let before = before.unwrap_or_default();
     for entry in before.as_bytes().split(|b| matches!(b, b':' | b' ')) {
         let name = Path::new(OsStr::from_bytes(entry)).file_name();
-        if entry.is_empty() || name == Some(OsStr::new(library::FILE_NAME)) {
+        let ours = [library::FILE_NAME, library::STRICT_FILE_NAME];
+        if entry.is_empty() || ours.iter().any(|ours| name == Some(OsStr::new(ours))) {
             continue;
         }
         list.push(b':');
@@ -139,7 +175,7 @@ mod tests {
     fn the_library_goes_first_and_once() {
         let lib = Path::new("/a/libspillway.so");
         assert_eq!(preload(lib, None), "/a/libspillway.so");
-        let before = "/x/libfoo.so /old/libspillway.so::/y.so".into();
+        let before = "/x/libfoo.so /old/libspillway.so::/y.so:/a/libspillway_strict.so".into();
         assert_eq!(
             preload(lib, Some(before)),
             "/a/libspillway.so:/x/libfoo.so:/y.so"

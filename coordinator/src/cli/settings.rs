@@ -7,7 +7,7 @@ use std::path::Path;
 
 use spillway_protocol::MAX_NAME;
 use spillway_protocol::names::{
-    ENV_LIMIT, ENV_NO_COORDINATOR, ENV_PRIORITY, ENV_REQUEST, ENV_SWAP, ENV_WORKLOAD,
+    ENV_LIMIT, ENV_NO_COORDINATOR, ENV_PRIORITY, ENV_REQUEST, ENV_STRICT, ENV_SWAP, ENV_WORKLOAD,
 };
 use spillway_protocol::settings::Problem;
 
@@ -25,6 +25,7 @@ pub struct Options<'a> {
     pub priority: Option<&'a str>,
     pub swap: Option<&'a str>,
     pub no_coordinator: bool,
+    pub strict: bool,
 }
 
 impl<'a> From<&'a RunArgs> for Options<'a> {
@@ -39,6 +40,7 @@ impl<'a> From<&'a RunArgs> for Options<'a> {
                 Swap::Never => "never",
             }),
             no_coordinator: args.no_coordinator,
+            strict: args.strict,
         }
     }
 }
@@ -52,6 +54,8 @@ pub struct Settings {
     pub disabled: bool,
     /// The library looks for no coordinator.
     pub no_coordinator: bool,
+    /// The library stands in the driver's place.
+    pub strict: bool,
 }
 
 impl Options<'_> {
@@ -105,6 +109,7 @@ impl Settings {
                 .collect(),
             disabled: read.disabled,
             no_coordinator: options.no_coordinator || read.no_coordinator,
+            strict: options.strict || read.strict,
         })
     }
 
@@ -119,6 +124,9 @@ impl Settings {
         }
         if self.no_coordinator {
             variables.push((ENV_NO_COORDINATOR, "1".into()));
+        }
+        if self.strict {
+            variables.push((ENV_STRICT, "1".into()));
         }
         variables
     }

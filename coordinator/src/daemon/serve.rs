@@ -424,7 +424,7 @@ impl Daemon {
         }
         let name = state.name.clone();
         let text = format!(
-            "{name} asked for {entry_point}, an entry point of the driver that libspillway.so does not know: memory that it allocates is not counted"
+            "{name} asked for {entry_point}, an entry point of the driver that libspillway.so does not know: unless strict mode refuses it, memory that it allocates is not counted"
         );
         let numbers = [("entry_point", entry_point.into())];
         self.event("unknown_entry_point", Some(&name), text, &numbers);

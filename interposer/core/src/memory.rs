@@ -428,7 +428,7 @@ impl Runtime {
                 lock(&self.pools).gone(alloc);
             }
         }
-        lock(&self.managed).forget(|_, owner| owner == context);
+        lock(&self.managed).forget_context(context);
         let (others, imports) = lock(&self.handles).take_context(context);
         for Other { charge, maybe } in others {
             if maybe {
@@ -437,7 +437,8 @@ impl Runtime {
                 self.uncharge(charge.0, charge.1);
             }
         }
-        for (device, bytes, charged) in imports {
+        for (address, (device, bytes, charged)) in imports {
+            self.unhold(address);
             self.uncharge_import(device, bytes, charged);
         }
     }

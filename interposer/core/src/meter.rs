@@ -17,6 +17,8 @@ pub struct Meter {
     pending: u64,
     /// Bytes of it that the process reports as held on the device.
     reported: u64,
+    /// Unused bytes of the store that calls under way count on.
+    claimed: u64,
     /// Counts changes of the books.
     version: u64,
 }
@@ -45,6 +47,33 @@ impl Meter {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Calls are under way that have reserved what they may take.
+    #[must_use]
+    pub fn in_flight(&self) -> bool {
+        self.pending > 0
+    }
+
+    /// A call is about to take `bytes` that the driver may have unused in the store: of `reserved` bytes
+    /// `used` are handed out. Returns how many of them it may count on: all, none, or if `partly` what there
+    /// is. To be ended by [`Meter::unclaim`] after [`Meter::end`].
+    #[must_use]
+    pub fn claim(&mut self, bytes: u64, partly: bool, reserved: u64, used: u64) -> u64 {
+        let room = reserved.saturating_sub(used).saturating_sub(self.claimed);
+        let claim = match room.min(bytes) {
+            part if part == bytes || partly => part,
+            _ => 0,
+        };
+        self.claimed += claim;
+        self.version += 1;
+        claim
+    }
+
+    /// See [`Meter::claim`].
+    pub fn unclaim(&mut self, bytes: u64) {
+        self.claimed = self.claimed.saturating_sub(bytes);
+        self.version += 1;
     }
 
     /// A call begins that may take `bytes`, which are reserved.
@@ -132,6 +161,22 @@ mod tests {
         assert_eq!(meter.end(4 * MIB, MIB), Settled::Even);
         assert_eq!(meter.end(2 * MIB, MIB), Settled::Spare(6 * MIB));
         assert_eq!(meter.charged(), 2 * MIB);
+    }
+
+    #[test]
+    fn what_is_unused_is_counted_on_once() {
+        let mut meter = Meter::default();
+        assert_eq!(meter.claim(2 * MIB, false, 10 * MIB, 7 * MIB), 2 * MIB);
+        let version = meter.version();
+        assert_eq!(meter.claim(2 * MIB, false, 10 * MIB, 7 * MIB), 0);
+        assert_eq!(meter.claim(2 * MIB, true, 10 * MIB, 7 * MIB), MIB);
+        meter.unclaim(2 * MIB);
+        assert_ne!(
+            meter.version(),
+            version,
+            "figures from before are too old now"
+        );
+        assert_eq!(meter.claim(2 * MIB, false, 10 * MIB, 7 * MIB), 2 * MIB);
     }
 
     #[test]

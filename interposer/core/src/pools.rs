@@ -34,6 +34,8 @@ pub fn rounded(alloc: &Alloc) -> u64 {
 /// Figures of an own pool.
 #[derive(Debug, Default)]
 struct Own {
+    /// What it may hold at most, in bytes; 0: no maximum.
+    max: u64,
     threshold: u64,
     used: u64,
     used_high: u64,
@@ -56,19 +58,58 @@ enum Kind {
     Driver(Arc<Mutex<Meter>>),
 }
 
+/// A pool of either kind.
 #[derive(Debug)]
-struct Pool {
+pub struct Pool {
     device: usize,
     kind: Kind,
+}
+
+impl Pool {
+    /// Device and meter, if it is a driver's.
+    #[must_use]
+    pub fn meter(&self) -> Option<(usize, Arc<Mutex<Meter>>)> {
+        match &self.kind {
+            Kind::Driver(meter) => Some((self.device, Arc::clone(meter))),
+            Kind::Own(_) => None,
+        }
+    }
+
+    /// What an own pool keeps, for the caller to release once the pool is destroyed.
+    #[must_use]
+    pub fn into_kept(self) -> Vec<Alloc> {
+        match self.kind {
+            Kind::Own(own) => own.kept,
+            Kind::Driver(_) => Vec::new(),
+        }
+    }
 }
 
 /// All pools that allocations were asked of, by the driver's handle.
 #[derive(Debug, Default)]
 pub struct Pools {
     known: HashMap<u64, Pool>,
+    /// Pools that threads of ours ask the driver about now.
+    in_use: HashMap<u64, u32>,
 }
 
 impl Pools {
+    /// Notes the maximum that the program has set for an own pool, in bytes.
+    pub fn limit(&mut self, handle: u64, max: u64) {
+        if let Some(own) = self.own(handle) {
+            own.max = max;
+        }
+    }
+
+    /// Whether `bytes` more keep an own pool within its maximum. What it keeps unused does not count: it is
+    /// given back first.
+    #[must_use]
+    pub fn fits(&mut self, handle: u64, bytes: u64) -> bool {
+        self.own(handle).is_none_or(|own| {
+            own.max == 0 || granules_up(own.used.saturating_add(bytes)) <= own.max
+        })
+    }
+
     /// Notes a pool, if it is not known.
     pub fn note(&mut self, handle: u64, device: usize, own: bool) {
         self.known.entry(handle).or_insert_with(|| Pool {
@@ -104,11 +145,42 @@ impl Pools {
     /// Device and meter of a driver's pool.
     #[must_use]
     pub fn meter(&self, handle: u64) -> Option<(usize, Arc<Mutex<Meter>>)> {
-        let pool = self.known.get(&handle)?;
-        match &pool.kind {
-            Kind::Driver(meter) => Some((pool.device, Arc::clone(meter))),
-            Kind::Own(_) => None,
+        self.known.get(&handle)?.meter()
+    }
+
+    /// The same, for a thread of ours that is about to ask the driver about it: the driver may crash on a
+    /// pool that another thread destroys, so that waits. To be ended by [`Pools::unuse`].
+    pub fn try_use(&mut self, handle: u64) -> Option<(usize, Arc<Mutex<Meter>>)> {
+        let found = self.meter(handle)?;
+        *self.in_use.entry(handle).or_default() += 1;
+        Some(found)
+    }
+
+    /// See [`Pools::try_use`].
+    pub fn unuse(&mut self, handle: u64) {
+        if let Some(users) = self.in_use.get_mut(&handle) {
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                self.in_use.remove(&handle);
+            }
         }
+    }
+
+    /// A thread of ours asks the driver about it now.
+    #[must_use]
+    pub fn is_used(&self, handle: u64) -> bool {
+        self.in_use.contains_key(&handle)
+    }
+
+    /// The program is about to destroy a pool: off the record before the driver does so, since another
+    /// thread may get the same handle for a new one at once. What is allocated from it lives on.
+    pub fn take(&mut self, handle: u64) -> Option<Pool> {
+        self.known.remove(&handle)
+    }
+
+    /// The driver has refused to destroy it.
+    pub fn put_back(&mut self, handle: u64, pool: Pool) {
+        self.known.insert(handle, pool);
     }
 
     /// The driver's pools, of one device or of all.
@@ -192,22 +264,14 @@ impl Pools {
         out
     }
 
-    /// The program has destroyed a pool; what is allocated from it lives on, as of no pool. Returns its
-    /// kept memory, for the caller to release.
-    #[must_use]
-    pub fn destroyed(&mut self, handle: u64) -> Vec<Alloc> {
-        let out = self.trim(handle, 0);
-        self.known.remove(&handle);
-        out
-    }
-
     /// An attribute of an own pool; `None`: the driver's answer stands.
     #[must_use]
     pub fn attribute(&mut self, handle: u64, which: u32) -> Option<u64> {
         let own = self.own(handle)?;
         match which {
-            attribute::RESERVED_CURRENT => Some(own.used + own.kept_bytes),
-            attribute::RESERVED_HIGH => Some(own.reserved_high),
+            // The driver reserves whole pages of a device.
+            attribute::RESERVED_CURRENT => Some(granules_up(own.used + own.kept_bytes)),
+            attribute::RESERVED_HIGH => Some(granules_up(own.reserved_high)),
             attribute::USED_CURRENT => Some(own.used),
             attribute::USED_HIGH => Some(own.used_high),
             _ => None,
@@ -316,6 +380,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_has_a_maximum_and_reserves_whole_granules() {
+        let mut pools = Pools::default();
+        pools.note(7, 0, true);
+        assert!(pools.fits(7, u64::MAX / 2), "none was set");
+        pools.limit(7, 4 * MIB);
+        pools.took(7, MIB);
+        assert_eq!(
+            pools.attribute(7, attribute::RESERVED_CURRENT),
+            Some(2 * MIB)
+        );
+        assert!(pools.fits(7, 3 * MIB));
+        assert!(!pools.fits(7, 4 * MIB));
+    }
+
+    #[test]
     fn a_destroyed_pool_keeps_nothing() {
         let mut pools = Pools::default();
         pools.note(7, 0, true);
@@ -323,9 +402,26 @@ mod tests {
         pools.took(7, 2 * MIB);
         pools.took(7, 2 * MIB);
         assert!(pools.keep(&alloc(1, 2 * MIB)));
-        assert_eq!(pools.destroyed(7), vec![alloc(1, 2 * MIB)]);
+        let taken = pools.take(7).expect("it is known");
+        assert_eq!(taken.into_kept(), vec![alloc(1, 2 * MIB)]);
         assert_eq!(pools.is_own(7), None);
         assert!(!pools.keep(&alloc(2, 2 * MIB)));
+    }
+
+    #[test]
+    fn nobody_asks_about_a_pool_that_is_being_destroyed() {
+        let mut pools = Pools::default();
+        pools.note(8, 1, false);
+        assert!(pools.try_use(8).is_some());
+        let taken = pools.take(8).expect("it is known");
+        assert!(pools.is_used(8), "who asks already is waited for");
+        assert!(pools.try_use(8).is_none(), "and nobody begins to");
+        pools.unuse(8);
+        assert!(!pools.is_used(8));
+        // The same handle for a new one, while the old one's end is not through.
+        pools.note(8, 0, true);
+        assert_eq!(pools.is_own(8), Some(true));
+        assert_eq!(taken.meter().map(|(device, _)| device), Some(1));
     }
 
     #[test]

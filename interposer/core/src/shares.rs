@@ -103,7 +103,8 @@ impl Runtime {
         }
     }
 
-    fn unhold_size(&self, (device, bytes): Charge) {
+    /// Undoes one [`Runtime::hold_size`].
+    pub fn unhold_size(&self, (device, bytes): Charge) {
         let mut known = lock(&self.shares.by_size);
         if let Some(count) = known.get_mut(&(device, bytes)) {
             *count -= 1;

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use spillway_protocol::granules_up;
 
@@ -11,6 +12,7 @@ use crate::gate;
 use crate::heap::SMALL;
 use crate::lock;
 use crate::meter::{Meter, Settled};
+use crate::pools::Pool;
 use crate::quota::Backing;
 use crate::runtime::Runtime;
 
@@ -22,6 +24,8 @@ const GRAPH_USED: u32 = 0;
 const GRAPH_RESERVED: u32 = 2;
 /// How often the driver's figure is asked for again because the books have changed meanwhile.
 const ASK_AT_MOST: usize = 8;
+/// How long the end of a pool waits for threads of ours that ask the driver about it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a metered call has not done what it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub struct Growth<'a> {
     pub device: usize,
     /// By how much at most, in bytes, whole granules.
     pub most: u64,
+    /// What it takes of the store's unused bytes, by [`Runtime::claim_room`].
+    pub claim: u64,
     /// Asks the driver what the store has, in bytes.
     pub reserved: Box<dyn Fn() -> Option<u64>>,
 }
@@ -85,6 +91,9 @@ impl Runtime {
                 for done in growths.iter().take(index).filter(|done| done.most > 0) {
                     self.unreserve(done.device, done.most, Backing::Pinned);
                 }
+                for growth in growths {
+                    lock(growth.meter).unclaim(growth.claim);
+                }
                 return Err(Unmade::Refused);
             }
         }
@@ -104,6 +113,7 @@ impl Runtime {
                     charged.saturating_sub(growth.most)
                 });
                 let settled = meter.end(growth.most, has);
+                meter.unclaim(growth.claim);
                 self.report_held(meter, growth.device, has);
                 settled
             }));
@@ -119,6 +129,28 @@ impl Runtime {
             Ok(()) if over => Err(Unmade::Over),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// How much of `bytes` a call may take out of what a store has unused; see [`Meter::claim`]. `figures`:
+    /// what the driver has reserved there, and what of it is used.
+    pub fn claim_room(
+        &self,
+        meter: &Mutex<Meter>,
+        bytes: u64,
+        partly: bool,
+        figures: impl Fn() -> Option<(u64, u64)>,
+    ) -> u64 {
+        for _ in 0..ASK_AT_MOST {
+            let version = lock(meter).version();
+            let Some((reserved, used)) = figures() else {
+                return 0;
+            };
+            let mut meter = lock(meter);
+            if meter.version() == version {
+                return meter.claim(bytes, partly, reserved, used);
+            }
+        }
+        0
     }
 
     /// Asks the driver what a store has, and enters it into the books if they have not changed meanwhile;
@@ -198,10 +230,24 @@ impl Runtime {
 
     /// Looks what a driver's pool has now.
     pub fn look_at_pool(&self, pool: u64) -> u64 {
-        let known = lock(&self.pools).meter(pool);
-        known.map_or(0, |(device, meter)| {
-            self.look(&meter, device, || pool_reserved(pool))
-        })
+        let used = lock(&self.pools).try_use(pool);
+        let Some((device, meter)) = used else {
+            return 0;
+        };
+        let given_back = self.look(&meter, device, || pool_reserved(pool));
+        lock(&self.pools).unuse(pool);
+        given_back
+    }
+
+    /// A pool is about to be destroyed: takes it off the record, and waits until no thread of ours asks the
+    /// driver about it. They do so for microseconds; the wait is bounded all the same.
+    pub fn take_pool(&self, pool: u64) -> Option<Pool> {
+        let taken = lock(&self.pools).take(pool);
+        let until = Instant::now() + PATIENCE;
+        while lock(&self.pools).is_used(pool) && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        taken
     }
 
     /// A driver's pool with this meter was destroyed: what is still allocated from it is charged by itself.
@@ -273,8 +319,12 @@ impl Runtime {
         }
         self.relaxed(|| {
             for &pool in &pools {
-                // SAFETY: a pool that is gone is refused.
+                if lock(&self.pools).try_use(pool).is_none() {
+                    continue;
+                }
+                // SAFETY: it is not destroyed before we have let go of it.
                 let _ = unsafe { call::cuMemPoolTrimTo(pool as *mut _, 0) };
+                lock(&self.pools).unuse(pool);
             }
             if graphs {
                 // SAFETY: no pointers are involved.

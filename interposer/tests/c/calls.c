@@ -14,6 +14,8 @@ DECLARE(int, cuLaunchKernel, (void *, unsigned, unsigned, unsigned, unsigned, un
 DECLARE(int, cuIpcOpenMemHandle_v2, (uint64_t *, Handle64, unsigned))
 DECLARE(int, cuMemPrefetchAsync_v2, (uint64_t, size_t, Location, unsigned, void *))
 DECLARE(int, cuTensorMapEncodeTiled, (void *, unsigned, unsigned, void *, void *, void *, void *, void *, unsigned, unsigned, unsigned, unsigned))
+DECLARE(int, cuTexRefSetMipmapLevelBias, (void *, float))
+DECLARE(int, cuStreamGetCaptureInfo_v3, (void *, void *, void *, void *, void *, void *, void *))
 
 int main(void) {
 #ifndef DIRECT
@@ -30,6 +32,8 @@ int main(void) {
         printf("by value 64 %d\n", GET(cuIpcOpenMemHandle_v2)(&pointer, handle, 5));
         printf("by value 8 %d\n", GET(cuMemPrefetchAsync_v2)(1, 2, (Location){3, -4}, 5, (void *)6));
         printf("twelve %d\n", GET(cuTensorMapEncodeTiled)((void *)1, 2, 3, (void *)4, (void *)5, (void *)6, (void *)7, (void *)8, 9, 10, 11, 12));
+        printf("a fraction %d\n", GET(cuTexRefSetMipmapLevelBias)((void *)1, 2.5f));
+        printf("seven %d\n", GET(cuStreamGetCaptureInfo_v3)((void *)1, (void *)2, (void *)3, (void *)4, (void *)5, (void *)6, (void *)0x700000007));
     }
     return 0;
 }

@@ -46,6 +46,14 @@ int cuTensorMapEncodeTiled(void *a, unsigned b, unsigned c, void *d, void *e, vo
                 g == (void *)7 && h == (void *)8 && i == 9 && j == 10 && k == 11 && l == 12;
     return right ? 4012 : 9;
 }
+int cuTexRefSetMipmapLevelBias(void *reference, float bias) {
+    return reference == (void *)1 && bias == 2.5f ? 4003 : 9;
+}
+int cuStreamGetCaptureInfo_v3(void *a, void *b, void *c, void *d, void *e, void *f, void *g) {
+    int right = a == (void *)1 && b == (void *)2 && c == (void *)3 && d == (void *)4 && e == (void *)5 && f == (void *)6 &&
+                g == (void *)0x700000007ull;
+    return right ? 4007 : 9;
+}
 // Runs the host function at once, on the calling thread: a way to leave a hook by longjmp or pthread_exit.
 int cuLaunchHostFunc(void *stream, void (*f)(void *), void *data) { (void)stream; f(data); return 0; }
 int cuStreamSynchronize(void *stream) { (void)stream; return 0; }
@@ -55,8 +63,10 @@ int cuGraphUpload(void *graph, void *stream) { (void)graph; (void)stream; return
 int cuGraphLaunch(void *graph, void *stream) __attribute__((alias("cuGraphUpload")));
 int cuUserObjectRetain(void *object, void *count) __attribute__((alias("cuGraphUpload")));
 
-// An entry point of a driver newer than the table.
+// Entry points of a driver newer than the table: new names, and a new version of a known one.
 int cuBrandNewCall(void) { return 4100; }
+int cuFutureCall(void) { return 4101; }
+static int mem_free_v9(void) { return 4102; }
 
 #ifndef OLD_DRIVER
 int cuMemcpyBatchAsync_v2(void) { return 0; }
@@ -73,6 +83,7 @@ static const struct Entry entries[] = {
     {"cuInit", 2000, 0, cuInit},
     {"cuDriverGetVersion", 2020, 0, cuDriverGetVersion},
     {"cuMemAlloc", 3020, 0, cuMemAlloc_v2},
+    {"cuMemFree", 14000, 0, mem_free_v9},
     {"cuMemFree", 3020, 0, cuMemFree_v2},
     {"cuMemcpyHtoD", 7000, 1, cuMemcpyHtoD_v2_ptds},
     {"cuMemcpyHtoD", 3020, 0, cuMemcpyHtoD_v2},
@@ -80,6 +91,7 @@ static const struct Entry entries[] = {
     {"cuGraphUpload", 11010, 0, cuGraphUpload},
     {"cuUserObjectRetain", 11030, 0, cuUserObjectRetain},
     {"cuBrandNewCall", 14000, 0, cuBrandNewCall},
+    {"cuFutureCall", 14000, 0, cuFutureCall},
     {"cuGetProcAddress", 12000, 0, cuGetProcAddress_v2},
     {"cuGetProcAddress", 11030, 0, cuGetProcAddress},
 };

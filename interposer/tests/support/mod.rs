@@ -22,6 +22,8 @@ pub fn library() -> &'static Path {
                 "--quiet",
                 "--package",
                 "spillway-interposer",
+                "--package",
+                "spillway-interposer-strict",
                 "--target-dir",
             ])
             .arg(target)
@@ -35,6 +37,19 @@ pub fn library() -> &'static Path {
         );
         target.join("debug/libspillway.so")
     })
+}
+
+/// The strict library, which lies beside the other.
+pub fn strict_library() -> PathBuf {
+    library().with_file_name("libspillway_strict.so")
+}
+
+/// What a program is started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preload {
+    Nothing,
+    Plain,
+    Strict,
 }
 
 /// Whether `program` can be run here; if not, says that the test is skipped.
@@ -120,6 +135,8 @@ fn build() -> PathBuf {
         ("calls.c", "calls"),
         ("proc_address.c", "proc_address"),
         ("host.c", "host"),
+        ("strict.c", "strict"),
+        ("deep.c", "deep"),
     ] {
         cc(&["-o", &built(to), &source(from)]);
     }
@@ -131,6 +148,11 @@ fn build() -> PathBuf {
         "-rdynamic",
     ]);
     let driver = built("libcuda.so.1");
+    shared(
+        "deep_plugin.c",
+        "libdeep_plugin.so",
+        &["-Wl,--no-as-needed", &driver],
+    );
     cc(&[
         "-DDIRECT",
         "-o",
@@ -149,30 +171,44 @@ fn build() -> PathBuf {
 }
 
 /// A command on one of the programs, finding the fake drivers of `folder`.
-pub fn command(program: &Path, drivers: &Path, preload: bool) -> Command {
+pub fn command(program: &Path, drivers: &Path, preload: Preload) -> Command {
     let mut command = Command::new(program);
     command
         .env("LD_LIBRARY_PATH", drivers)
         .env_remove("LD_PRELOAD");
-    if preload {
-        command.env("LD_PRELOAD", library());
+    for name in ["SPILLWAY_STRICT", "SPILLWAY_DRIVER_LIBRARY"] {
+        command.env_remove(name);
+    }
+    match preload {
+        Preload::Nothing => {}
+        Preload::Plain => {
+            command.env("LD_PRELOAD", library());
+        }
+        Preload::Strict => {
+            command.env("LD_PRELOAD", strict_library());
+        }
     }
     command
 }
 
 /// Runs to the end and returns what it printed, having insisted on the exit code.
 pub fn output(command: &mut Command, code: i32) -> String {
+    outputs(command, code).0
+}
+
+/// The same, with what it wrote to standard error.
+pub fn outputs(command: &mut Command, code: i32) -> (String, String) {
     let Output {
         status,
         stdout,
         stderr,
     } = command.output().expect("the program runs");
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
-    let stderr = String::from_utf8_lossy(&stderr);
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
     assert_eq!(
         status.code(),
         Some(code),
         "{command:?}: {status}\n{stdout}\n{stderr}"
     );
-    stdout
+    (stdout, stderr)
 }

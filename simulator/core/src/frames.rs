@@ -69,10 +69,32 @@ impl Frames<'_> {
         word.store(encode(owner) | backed, Ordering::Release);
     }
 
-    /// Frames that count as used: everything but free and cooling ones.
+    /// All owners at one moment, without the lock: read until two readings agree. While frames change
+    /// hands all the time it is the last of many readings: a frame that moved meanwhile may count twice.
+    #[must_use]
+    pub fn owners(&self) -> Vec<Owner> {
+        const READINGS: usize = 100;
+        let read = || -> Vec<u64> {
+            let words = self.0.iter().map(|word| word.load(Ordering::Acquire));
+            words.collect()
+        };
+        let mut last = read();
+        for _ in 0..READINGS {
+            let next = read();
+            if next == last {
+                break;
+            }
+            last = next;
+        }
+        last.into_iter().map(decode).collect()
+    }
+
+    /// Frames that count as used, at one moment: everything but free and cooling ones.
     #[must_use]
     pub fn used(&self) -> u64 {
-        self.count(|owner| matches!(owner, Owner::Slot(_) | Owner::Object(_)))
+        let owners = self.owners();
+        let used = |owner: &&Owner| matches!(owner, Owner::Slot(_) | Owner::Object(_));
+        owners.iter().filter(used).count() as u64
     }
 
     /// Frames whose owner satisfies `which`.

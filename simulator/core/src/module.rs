@@ -91,7 +91,8 @@ impl Module {
                 id: fresh_id(),
                 module: Arc::clone(&module),
                 index,
-                builtin: Builtin::find(&entry.name, entry.params_bytes()),
+                builtin: Builtin::find(&entry.name, entry.params_bytes())
+                    .or(entry.idle.then_some(Builtin::Nothing)),
                 dynamic_shared_max: AtomicI32::new(48 << 10),
             });
             functions.push(function.id);

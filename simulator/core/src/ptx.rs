@@ -1,6 +1,7 @@
-//! Reads from PTX text what the driver needs: the entry points and their parameters.
+//! Reads from PTX text what the driver needs: the entry points, their parameters and their variables.
 //!
-//! No instruction is looked at: an entry runs only if its name is that of a built-in kernel.
+//! No instruction is looked at: an entry runs only if its name is that of a built-in kernel, or if
+//! it does nothing.
 
 use crate::code::{INVALID_IMAGE, INVALID_PTX, NO_BINARY_FOR_GPU, R, UNSUPPORTED_PTX_VERSION};
 
@@ -16,6 +17,14 @@ pub struct Param {
 pub struct Entry {
     pub name: String,
     pub params: Vec<Param>,
+    /// It returns and does nothing else.
+    pub idle: bool,
+    /// Bytes of its variables in shared memory, those of a size given at launch not counted.
+    pub shared_bytes: usize,
+    /// Bytes of the constants that it uses.
+    pub const_bytes: usize,
+    /// Bytes of its variables in local memory, for each thread.
+    pub local_bytes: usize,
 }
 
 impl Entry {
@@ -66,6 +75,75 @@ fn without_comments(text: &str) -> String {
     clean
 }
 
+fn unit_bytes(kind: &str) -> Option<usize> {
+    Some(match kind {
+        ".u8" | ".s8" | ".b8" => 1,
+        ".u16" | ".s16" | ".b16" | ".f16" => 2,
+        ".u32" | ".s32" | ".b32" | ".f32" | ".f16x2" => 4,
+        ".u64" | ".s64" | ".b64" | ".f64" => 8,
+        _ => return None,
+    })
+}
+
+/// Statements, without what they end in and without the labels before them.
+fn statements(text: &str) -> impl Iterator<Item = &str> {
+    text.split([';', '{', '}']).map(|statement| {
+        let after = statement.rfind(':').map_or(0, |label| label + 1);
+        statement[after..].trim()
+    })
+}
+
+/// A variable as a statement declares it: where, its name, alignment and bytes.
+fn variable(statement: &str) -> Option<(&str, &str, usize, usize)> {
+    let statement = statement.split('=').next()?;
+    let mut words = statement.split_whitespace().peekable();
+    // Instructions name a state space too, but within a word: `ld.shared.u32`.
+    let space = words.find(|word| matches!(*word, ".shared" | ".const" | ".local"))?;
+    let mut align = None;
+    if words.next_if_eq(&".align").is_some() {
+        align = Some(words.next()?.parse().ok()?);
+    }
+    let unit = unit_bytes(words.next()?)?;
+    let rest = statement[statement.find(words.next()?)?..].trim();
+    let name = rest.split('[').next()?.trim();
+    let mut bytes = unit;
+    for count in rest.split('[').skip(1) {
+        bytes = bytes.checked_mul(count.split(']').next()?.trim().parse().ok()?)?;
+    }
+    Some((space, name, align.unwrap_or(unit).max(1), bytes))
+}
+
+/// Bytes that the variables of `space` take which an entry declares or speaks of.
+fn variables_bytes(module: &str, body: &str, space: &str) -> usize {
+    let declared = statements(module)
+        .filter_map(variable)
+        .filter(|(of, name, ..)| *of == space && body.contains(name));
+    declared.fold(0_usize, |end, (_, _, align, bytes)| {
+        end.next_multiple_of(align).saturating_add(bytes)
+    })
+}
+
+fn idle(body: &str) -> bool {
+    statements(body).all(|statement| {
+        let word = statement.split_whitespace().next().unwrap_or("");
+        matches!(word, "" | "ret" | "exit" | ".reg" | ".loc" | ".pragma")
+    })
+}
+
+/// The block that a text begins with, braces included.
+fn block(text: &str) -> Option<&str> {
+    let mut depth = 0_usize;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth == 1 => return Some(&text[..=at]),
+            b'}' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+    }
+    None
+}
+
 fn parse_param(text: &str, end: usize) -> Option<Param> {
     let mut align = None;
     let mut unit = None;
@@ -81,13 +159,7 @@ fn parse_param(text: &str, end: usize) -> Option<Param> {
             "[" => count = words.next()?.parse().ok()?,
             ".ptr" | ".global" | ".const" | ".shared" | ".local" | "]" => {}
             _ if unit.is_none() => {
-                unit = Some(match word {
-                    ".u8" | ".s8" | ".b8" => 1,
-                    ".u16" | ".s16" | ".b16" | ".f16" => 2,
-                    ".u32" | ".s32" | ".b32" | ".f32" | ".f16x2" => 4,
-                    ".u64" | ".s64" | ".b64" | ".f64" => 8,
-                    _ => return None,
-                });
+                unit = Some(unit_bytes(word)?);
             }
             _ => {}
         }
@@ -154,10 +226,17 @@ pub fn parse(text: &str, newest: (u32, u32)) -> R<Vec<Entry>> {
             }
             rest = &list[close + 1..];
         }
-        if name.is_empty() || !rest.contains('{') {
-            return Err(INVALID_PTX);
-        }
-        entries.push(Entry { name, params });
+        let body = rest.find('{').and_then(|open| block(&rest[open..]));
+        let body = body.filter(|_| !name.is_empty()).ok_or(INVALID_PTX)?;
+        let bytes = |space| variables_bytes(&text, body, space);
+        entries.push(Entry {
+            idle: idle(body),
+            shared_bytes: bytes(".shared"),
+            const_bytes: bytes(".const"),
+            local_bytes: bytes(".local"),
+            name,
+            params,
+        });
     }
     Ok(entries)
 }
@@ -184,6 +263,23 @@ mod tests {
         assert_eq!(layout, [(0, 4), (8, 8), (16, 12), (28, 4)]);
         assert_eq!(entries[0].params_bytes(), 32);
         assert_eq!(entries[1].params, []);
+    }
+
+    #[test]
+    fn variables_of_an_entry_and_entries_that_do_nothing() {
+        let text = ".version 7.0\n.target sm_70\n.const .align 8 .b8 table[80] = {0, 1};\n\
+            .visible .shared .align 4 .b8 tile[400];\n.shared .f64 grid[2][3];\n\
+            .extern .shared .align 16 .b8 dynamic[];\n.shared .u8 flag;\n\
+            .entry busy(.param .u64 p)\n{\n.local .align 16 .b8 __local_depot0[4000];\n.reg .b64 %rd<2>;\n\
+            $L_1:\nld.const.u8 %rd1, [table];\nst.shared.u8 [flag], %rd1;\nst.shared.u8 [grid], %rd1;\n\
+            st.shared.u8 [dynamic], %rd1; {ret;} }\n\
+            .entry none() {\n.reg .b32 %r<2>;\n.loc 1 2 3\nret;\n}";
+        let entries = parse(text, NEWEST).unwrap();
+        let sizes = |e: &Entry| (e.idle, e.shared_bytes, e.const_bytes, e.local_bytes);
+        assert_eq!(sizes(&entries[0]), (false, 49, 80, 4000));
+        assert_eq!(sizes(&entries[1]), (true, 0, 0, 0));
+        let open = ".version 7.0\n.target sm_70\n.entry none() { ret;";
+        assert_eq!(parse(open, NEWEST), Err(INVALID_PTX));
     }
 
     #[test]

@@ -480,8 +480,8 @@ impl Shared {
         self.reap();
         let frames = self.frames(gpu);
         let mut bytes = vec![0_u64; SLOTS];
-        for frame in 0..frames.0.len() as u32 {
-            let slot = match frames.owner(frame) {
+        for owner in frames.owners() {
+            let slot = match owner {
                 Owner::Slot(slot) => usize::from(slot),
                 Owner::Object(object) => match self.object_holder(usize::from(object)) {
                     Some(slot) => slot,

@@ -3,9 +3,7 @@
 use crate::abi::{In, Out, exports, image, text};
 use crate::launch;
 use crate::submit::here;
-use spillway_simulator_core::code::{
-    FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED, R,
-};
+use spillway_simulator_core::code::{FILE_NOT_FOUND, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, R};
 use spillway_simulator_core::driver;
 use spillway_simulator_core::module::{Function, Library, Module, lazy};
 use spillway_simulator_core::ptx;
@@ -19,7 +17,11 @@ fn load(out: Out<u64>, text: &str) -> R {
     out.set(Module::load(driver, &context, text)?.id)
 }
 
-fn file(path: In<c_char>) -> R<String> {
+/// The PTX in a file.
+///
+/// # Errors
+/// `FILE_NOT_FOUND`, and what the file's first bytes say about anything else than PTX.
+pub fn file(path: In<c_char>) -> R<String> {
     let bytes = std::fs::read(text(path)?).map_err(|_| FILE_NOT_FOUND)?;
     let mut first = [b'.'; 4];
     for (to, from) in first.iter_mut().zip(&bytes) {
@@ -57,7 +59,9 @@ fn attribute(function: &Function, attribute: i32) -> R<i32> {
     Ok(match attribute {
         // Threads per block, static shared, constant and local memory, registers, PTX and binary version.
         0 => 1024,
-        1..=3 => 0,
+        1 => function.entry().shared_bytes as i32,
+        2 => function.entry().const_bytes as i32,
+        3 => function.entry().local_bytes as i32,
         4 => 32,
         5 => 70,
         6 => 90,
@@ -284,11 +288,5 @@ exports! {
         crate::device::device(ordinal)?;
         driver::get()?.kernels.get(handle).ok_or(INVALID_HANDLE)?;
         if config > 3 { Err(INVALID_VALUE) } else { Ok(()) }
-    }
-
-    fn cuLinkCreate_v2(count: u32, options: In<u32>, values: In<c_void>, out: Out<u64>) {
-        let _ = (count, options, values, out);
-        here()?;
-        Err(NOT_SUPPORTED)
     }
 }

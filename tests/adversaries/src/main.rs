@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `family/` | the adversaries: a file per family of ways to get memory |
 //! | `stage` | what an adversary is given; cases, watched one by one |
+//! | `child` | a second process of an adversary |
 //! | `way` | what is tried with every way to get memory |
 //! | `driver`, `types` | the driver's functions and structures |
 //! | `witness` | a process outside Spillway that samples NVML |
@@ -16,6 +17,7 @@
 #![allow(dead_code, reason = "families share a stage; not each uses all of it")]
 #![allow(clippy::cast_possible_truncation, reason = "sizes on 64-bit machines")]
 
+mod child;
 mod driver;
 mod family;
 mod report;
@@ -49,7 +51,10 @@ enum Command {
     },
     /// Is a second process of an adversary.
     #[command(hide = true)]
-    Child { arguments: Vec<String> },
+    Child {
+        #[arg(trailing_var_arg = true)]
+        arguments: Vec<String>,
+    },
     /// Samples NVML; what `run` starts beside an adversary.
     Witness,
 }
@@ -64,7 +69,7 @@ fn main() {
             0
         }
         Command::Family { name, alone } => family::run(&name, alone),
-        Command::Child { arguments } => family::child(&arguments),
+        Command::Child { arguments } => child::run(&arguments),
         Command::Witness => match witness::run() {
             Ok(()) => 0,
             Err(why) => {

@@ -241,7 +241,7 @@ mod tests {
             family: family.to_owned(),
             case: "plain".to_owned(),
             driver: "12.8".to_owned(),
-            mode: "swap".to_owned(),
+            mode: "auto".to_owned(),
             limit: 100,
             reached: 100 + over,
             over,

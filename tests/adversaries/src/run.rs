@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use spillway_tests::{Client, Daemon, MIB, Place, artifact};
+use spillway_tests::{Client, Daemon, MIB, Place};
 
 use crate::family::{self, Family};
 use crate::report::{self, Row};
@@ -19,9 +19,9 @@ pub struct Options {
     /// Driver versions, separated by commas; what the simulator does not know is left out, and said.
     #[arg(long, value_delimiter = ',', default_values = DRIVERS)]
     drivers: Vec<String>,
-    /// Modes, separated by commas: swap (request 64 MiB, limit 256 MiB), never (SPILLWAY_SWAP=never), alone (no
+    /// Modes, separated by commas: auto (request 64 MiB, limit 256 MiB), never (SPILLWAY_SWAP=never), alone (no
     /// coordinator: overhead is not measured there, so what the contexts take is not counted).
-    #[arg(long, value_delimiter = ',', default_values = ["swap", "never", "alone"])]
+    #[arg(long, value_delimiter = ',', default_values = ["auto", "never", "alone"])]
     modes: Vec<String>,
     /// Families, separated by commas; all if missing.
     #[arg(long, value_delimiter = ',')]
@@ -52,7 +52,7 @@ struct Machine<'a> {
 
 /// Runs and prints; the exit code is 0 if every verdict is `ok` or `skipped`.
 pub fn run(options: &Options) -> i32 {
-    let known = ["swap", "never", "alone"];
+    let known = ["auto", "never", "alone"];
     if let Some(mode) = options
         .modes
         .iter()
@@ -152,7 +152,7 @@ fn one_machine(
     };
     let mut rows = Vec::new();
     for family in families {
-        if mode == "alone" && family.coordinator {
+        if (mode == "alone" && family.coordinator) || (mode == "never" && family.swaps) {
             continue;
         }
         let start = Instant::now();
@@ -354,9 +354,4 @@ fn judge(row: &mut Row, said: &Value, seen: &Value, base: &[u64]) {
     row.leak = texts(&said["leak"]);
     row.broken = said["broken"].as_str().map(str::to_owned);
     row.skipped = said["skipped"].as_str().map(str::to_owned);
-}
-
-/// The program itself, for what it starts.
-pub fn own_program() -> std::path::PathBuf {
-    std::env::current_exe().unwrap_or_else(|_| artifact("adversaries"))
 }

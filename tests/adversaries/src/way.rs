@@ -1,6 +1,7 @@
 //! A way to get device memory, and what is tried with every way.
 
 use crate::driver::Code;
+use crate::family::classic::Classic;
 use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info};
 
 /// One way to get device memory.
@@ -20,6 +21,12 @@ pub trait Way {
     /// Waits until what was given back is really gone.
     fn settle(&mut self) {}
 
+    /// What does not fit under the limit is given all the same, elsewhere than on the device: it is enough
+    /// that the device never holds more.
+    fn elsewhere(&self) -> bool {
+        false
+    }
+
     /// The least that can be got; sizes are multiples of it.
     fn step(&self) -> u64 {
         GRANULE
@@ -31,7 +38,8 @@ pub fn attempt<W: Way>(stage: &Stage, name: &str, mut way: W) {
     stage.case(name, |case| {
         exactly(case, &mut way, name)?;
         greedily(case, &mut way, name)?;
-        holes(case, &mut way, name)
+        holes(case, &mut way, name)?;
+        beside(case, &mut way, name)
     });
 }
 
@@ -63,7 +71,9 @@ pub fn exactly<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
             Ok(held) => {
                 case.took(far);
                 case.top();
-                case.too_much(Code::SUCCESS, far - free, name);
+                if !way.elsewhere() {
+                    case.too_much(Code::SUCCESS, far - free, name);
+                }
                 case.gave(far);
                 give(case, way, held, name);
             }
@@ -81,7 +91,9 @@ pub fn exactly<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
                 Ok(more) => {
                     case.took(step);
                     case.top();
-                    case.too_much(Code::SUCCESS, step, name);
+                    if !way.elsewhere() {
+                        case.too_much(Code::SUCCESS, step, name);
+                    }
                     give(case, way, more, name);
                 }
                 Err(code) => case.refusal(code, name),
@@ -101,12 +113,17 @@ pub fn exactly<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
 pub fn greedily<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     let step = way.step();
     let (free, total) = info();
+    let far = if way.elsewhere() {
+        total + 64 * MIB
+    } else {
+        2 * total
+    };
     let mut held = Vec::new();
     let mut sum = 0;
     for piece in [64 * MIB, 20 * MIB, 6 * MIB, 2 * MIB] {
         let piece = piece.next_multiple_of(step);
         // Far above the limit there is nothing more to show.
-        while sum < 2 * total {
+        while sum < far {
             match way.take(piece) {
                 Ok(one) => {
                     held.push(one);
@@ -147,8 +164,10 @@ pub fn holes<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     let free = info().0;
     let piece = (free / 6 / step * step).max(step);
     let mut held = Vec::new();
+    // What is given elsewhere has no end of its own.
+    let most = if way.elsewhere() { 7 } else { 64 };
     let take = |case: &mut Case<'_>, way: &mut W, held: &mut Vec<W::Held>| {
-        while held.len() < 64 {
+        while held.len() < most {
             match way.take(piece) {
                 Ok(one) => {
                     held.push(one);
@@ -183,4 +202,113 @@ pub fn holes<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
     }
     way.settle();
     Ok(())
+}
+
+/// Half by this way and the rest by `cuMemAlloc`, in both orders: together they are what was free.
+pub fn beside<W: Way>(case: &mut Case<'_>, way: &mut W, name: &str) -> Done {
+    case.released("before half was held");
+    let step = way.step();
+    let half = info().0 / 2 / step * step;
+    if half == 0 {
+        return Ok(());
+    }
+    for classic_first in [false, true] {
+        let first = if classic_first {
+            Classic.take(half).ok()
+        } else {
+            None
+        };
+        let held = match way.take(half) {
+            Ok(held) => Some(held),
+            Err(code) => {
+                case.fits(code, half, &format!("{name} beside cuMemAlloc"));
+                None
+            }
+        };
+        let rest = info().0 / GRANULE * GRANULE;
+        let mut second = None;
+        if rest > 0 {
+            match Classic.take(rest) {
+                Ok(at) => second = Some(at),
+                Err(code) => {
+                    case.fits(code, rest, &format!("cuMemAlloc beside {name}"));
+                }
+            }
+        }
+        if let Ok(more) = Classic.take(GRANULE) {
+            case.too_much(Code::SUCCESS, GRANULE, &format!("cuMemAlloc beside {name}"));
+            Classic.give(more);
+        }
+        case.top();
+        for at in [first, second].into_iter().flatten() {
+            Classic.give(at);
+        }
+        if let Some(held) = held {
+            give(case, way, held, name);
+        }
+        way.settle();
+        case.released("after half was held");
+    }
+    Ok(())
+}
+
+/// A part before an eviction, a part after it, the rest after another: no more than the limit, and all of it.
+pub fn swapped<W: Way>(stage: &Stage, name: &str, mut way: W) {
+    stage.case(name, |case| {
+        let way = &mut way;
+        let step = way.step();
+        let part = info().0 / 3 / step * step;
+        let base = match Classic.take(part) {
+            Ok(at) => at,
+            Err(code) => {
+                case.fits(code, part, "cuMemAlloc");
+                return Ok(());
+            }
+        };
+        let mut held = Vec::new();
+        for bytes in [Some(part), None] {
+            case.evict()?;
+            let bytes = bytes.unwrap_or_else(|| info().0 / step * step);
+            match way.take(bytes) {
+                Ok(one) => {
+                    case.took(bytes);
+                    held.push(one);
+                }
+                Err(code) if code.is_missing() => {
+                    Classic.give(base);
+                    return Err(Stop::Skip(format!("{name}: the driver answers {}", code.0)));
+                }
+                Err(code) => {
+                    case.fits(code, bytes, &format!("{name} while swapped out"));
+                }
+            }
+        }
+        case.top();
+        case.evict()?;
+        match way.take(step) {
+            Ok(more) => {
+                case.top();
+                if !way.elsewhere() {
+                    case.too_much(Code::SUCCESS, step, &format!("{name} while swapped out"));
+                }
+                give(case, way, more, name);
+            }
+            Err(code) => case.refusal(code, name),
+        }
+        // All of it is wanted on the device at once.
+        case.top();
+        crate::driver::cuMemsetD8_v2(base, 1, part as usize);
+        crate::driver::cuCtxSynchronize();
+        case.top();
+        case.evict()?;
+        for one in held {
+            give(case, way, one, name);
+        }
+        let freed = Classic.give(base);
+        if !freed.is_ok() {
+            case.wrong(format!("cuMemFree while swapped out: {}", freed.0));
+        }
+        way.settle();
+        Ok(())
+    });
 }

@@ -752,6 +752,10 @@ functions! { cuda:
     cuModuleGetFunction(function: &mut Handle, module: Handle, name: *const c_char);
     cuModuleGetGlobal_v2(address: Option<&mut Dptr>, bytes: Option<&mut usize>, module: Handle, name: *const c_char);
     cuModuleGetLoadingMode(mode: &mut i32);
+    cuLinkCreate_v2(n: u32, options: *mut i32, values: *mut *mut c_void, link: &mut Handle);
+    cuLinkAddData_v2(link: Handle, kind: i32, data: *const c_void, bytes: usize, name: *const c_char, n: u32, options: *mut i32, values: *mut *mut c_void);
+    cuLinkComplete(link: Handle, image: &mut *const c_void, bytes: &mut usize);
+    cuLinkDestroy(link: Handle);
     cuLibraryLoadData(library: &mut Handle, image: *const c_void, jit: usize, jit_values: usize, n_jit: u32, options: usize, values: usize, n: u32);
     cuLibraryUnload(library: Handle);
     cuLibraryGetKernel(kernel: &mut Handle, library: Handle, name: *const c_char);

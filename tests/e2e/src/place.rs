@@ -131,8 +131,9 @@ impl PlaceBuilder {
             std::fs::copy(artifact(from), dir.join("lib").join(to)).expect("the simulated driver");
         }
         std::os::unix::fs::symlink("libcuda.so.1", dir.join("lib/libcuda.so")).expect("a link");
-        std::fs::copy(artifact("libspillway.so"), dir.join("lib/libspillway.so"))
-            .expect("the library");
+        for library in ["libspillway.so", "libspillway_strict.so"] {
+            std::fs::copy(artifact(library), dir.join("lib").join(library)).expect("the library");
+        }
         if self.world {
             use std::os::unix::fs::PermissionsExt;
             let mode = |path: &Path, mode| {
@@ -194,6 +195,12 @@ impl Place {
     #[must_use]
     pub fn library(&self) -> PathBuf {
         self.dir.join("lib/libspillway.so")
+    }
+
+    /// The copy of `libspillway_strict.so` that is used here.
+    #[must_use]
+    pub fn strict_library(&self) -> PathBuf {
+        self.dir.join("lib/libspillway_strict.so")
     }
 
     /// The environment of everything that is started here.

@@ -1,69 +1,10 @@
 //! The driver's rules still hold for a program under Spillway: `tests/conformance`, case by case,
 //! with the library preloaded, a coordinator, and memory that is Spillway's to move.
 
-use std::time::Duration;
-
-use spillway_tests::{Place, artifact};
-
-/// Rules that programs see otherwise under Spillway, with the reason. A case that is listed and
-/// passes fails the test, so the list stays true.
-const OTHERWISE: [(&str, &str); 9] = [
-    (
-        "processes.memory_is_shared_out_among_processes",
-        "a program is told of its own workload's memory only, not of its neighbours'",
-    ),
-    ("managed.an_allocation_takes_no_device_memory", WHOLE),
-    ("managed.prefetches_bring_pages_and_take_them_away", WHOLE),
-    ("managed.advice_keeps_pages_on_the_host", WHOLE),
-    ("managed.it_leaves_for_allocations", WHOLE),
-    ("managed.locations_of_the_second_version", WHOLE),
-    (
-        "pool_sharing.a_maximum_is_kept",
-        "a pool whose memory is Spillway's does not know its maximum",
-    ),
-    (
-        "pool_sharing.reserved_is_whole_and_bounds_used",
-        "a pool whose memory is Spillway's reserves what small allocations ask for, not whole frames",
-    ),
-    (
-        "vmm_sharing.a_buffer_keeps_external_memory",
-        "memory that only external memory keeps is not charged",
-    ),
-];
-
-/// Why managed memory is seen otherwise.
-const WHOLE: &str =
-    "managed memory counts whole from its allocation on, as it may become resident unseen";
+#[path = "support/rules.rs"]
+mod rules;
 
 #[test]
 fn programs_under_spillway_see_the_drivers_rules() {
-    let place = Place::new("driver-rules")
-        .memory("4GiB")
-        .time(Duration::from_secs(280))
-        .build();
-    let _daemon = place.daemon(&[]);
-    let mut command = place.command(artifact("spillway-conformance"));
-    command.arg("all").env("LD_PRELOAD", place.library());
-    let shot = place.run(command);
-    let verdicts: Vec<(&str, &str, &str)> = shot
-        .stdout
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.splitn(3, ' ');
-            let (name, verdict) = (words.next()?, words.next()?);
-            matches!(verdict, "ok" | "FAIL" | "skipped")
-                .then(|| (name, verdict, words.next().unwrap_or("")))
-        })
-        .collect();
-    assert!(verdicts.len() > 200, "few cases ran:\n{}", shot.stdout);
-    let mut wrong = Vec::new();
-    for (name, verdict, text) in verdicts {
-        let otherwise = OTHERWISE.iter().any(|(listed, _)| *listed == name);
-        match (verdict, otherwise) {
-            ("FAIL", false) => wrong.push(format!("{name}: {text}")),
-            ("ok", true) => wrong.push(format!("{name}: passes, take it off the list")),
-            _ => {}
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    rules::hold("driver-rules", |place| place.library());
 }

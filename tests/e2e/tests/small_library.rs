@@ -10,6 +10,8 @@ use std::process::Command;
 
 use spillway_tests::{artifact, repository};
 
+/// The files, one for each of the crates below.
+const LIBRARIES: [&str; 2] = ["libspillway.so", "libspillway_strict.so"];
 /// What the library may depend on.
 const DIRECT: [&str; 6] = [
     "cudarc",
@@ -29,7 +31,13 @@ const BROUGHT_ALONG: [&str; 7] = [
     "tracing-core",
     "valuable",
 ];
-const OWN: [&str; 2] = ["spillway-interposer", "spillway-interposer-core"];
+const OWN: [&str; 3] = [
+    "spillway-interposer",
+    "spillway-interposer-core",
+    "spillway-interposer-strict",
+];
+/// The two libraries' crates.
+const CRATES: [&str; 2] = ["spillway-interposer", "spillway-interposer-strict"];
 
 /// The newest C library that a release build may need: RHEL 8, Debian 10, Ubuntu 20.04 have it.
 const RELEASE_GLIBC: [u32; 2] = [2, 28];
@@ -38,10 +46,10 @@ const RELEASE_GLIBC: [u32; 2] = [2, 28];
 /// changed since. A larger number means that a new call came in.
 const LOCAL_GLIBC: [u32; 2] = [2, 34];
 
-fn tree(arguments: &[&str]) -> BTreeSet<String> {
+fn tree(package: &str, arguments: &[&str]) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--prefix", "none", "--format", "{p}"])
-        .args(["-p", "spillway-interposer", "-e", "normal"])
+        .args(["-p", package, "-e", "normal"])
         .args(arguments)
         .current_dir(repository())
         .output()
@@ -61,8 +69,9 @@ fn tree(arguments: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn its_dependencies_are_the_listed_ones() {
-    for target in ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"] {
-        let all = tree(&["--target", target]);
+    let targets = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
+    for (package, target) in CRATES.iter().flat_map(|p| targets.map(|t| (*p, t))) {
+        let all = tree(package, &["--target", target]);
         let unexpected: Vec<_> = all
             .iter()
             .filter(|name| {
@@ -72,7 +81,7 @@ fn its_dependencies_are_the_listed_ones() {
                     .any(|list| list.contains(&name))
             })
             .collect();
-        assert!(unexpected.is_empty(), "{target}: {unexpected:?}");
+        assert!(unexpected.is_empty(), "{package}, {target}: {unexpected:?}");
         // The list is read, not empty: these are there in any case.
         assert!(
             all.contains("libc") && all.contains("spillway-protocol"),
@@ -80,9 +89,10 @@ fn its_dependencies_are_the_listed_ones() {
         );
     }
     // Not even by way of a feature that some other crate of the workspace turns on.
-    let direct = tree(&["--depth", "2"]);
+    let direct = CRATES.map(|package| tree(package, &["--depth", "2"]));
     let strange: Vec<_> = direct
         .iter()
+        .flatten()
         .filter(|name| !DIRECT.contains(&name.as_str()) && !OWN.contains(&name.as_str()))
         .collect();
     assert!(strange.is_empty(), "direct dependencies: {strange:?}");
@@ -113,9 +123,13 @@ fn highest_glibc(library: &Path) -> Option<Vec<u32>> {
 
 #[test]
 fn this_build_needs_no_newer_c_library_than_listed() {
-    let library = artifact("libspillway.so");
-    if let Some(highest) = highest_glibc(&library) {
-        assert!(highest <= LOCAL_GLIBC.to_vec(), "needs glibc {highest:?}");
+    for name in LIBRARIES {
+        if let Some(highest) = highest_glibc(&artifact(name)) {
+            assert!(
+                highest <= LOCAL_GLIBC.to_vec(),
+                "{name} needs glibc {highest:?}"
+            );
+        }
     }
 }
 
@@ -166,7 +180,7 @@ fn find(folder: &Path, libraries: &mut Vec<PathBuf>) {
             find(&path, libraries);
         } else if path
             .file_name()
-            .is_some_and(|name| name == "libspillway.so")
+            .is_some_and(|name| LIBRARIES.iter().any(|library| name == *library))
         {
             libraries.push(path);
         }

@@ -30,7 +30,7 @@ pub fn examine(report: &mut Report, place: &Place) {
             Err(failure) => report.fail("api", failure.text(), "see the log of spillwayd"),
         }
     }
-    match library::find(None) {
+    match library::find(None, false) {
         Ok(path) => report.ok("library", format!("programs get {}", path.display())),
         Err(error) => report.fail(
             "library",

@@ -15,9 +15,10 @@ mod objects;
 mod slot;
 mod status;
 pub mod strict;
+mod symbols;
 pub mod unknown;
 
-pub use objects::{Object, find_loaded, object_of, own_handle, own_role};
+pub use objects::{Object, find_loaded, loaded_function, object_of, own_handle, own_role};
 pub use slot::{Function, Slot};
 pub use status::Status;
 

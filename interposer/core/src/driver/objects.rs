@@ -3,6 +3,7 @@
 //! The driver is known by its file's name, whatever its version. Our own libraries are known by their note
 //! (see [`spillway_protocol::note`]), since the strict one may lie there under the driver's name.
 
+use super::symbols;
 use crate::table::Library;
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::null_mut;
@@ -55,27 +56,43 @@ unsafe fn headers(info: &libc::dl_phdr_info) -> &[libc::Elf64_Phdr] {
     unsafe { core::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) }
 }
 
+/// The file name of a loaded object.
+///
+/// # Safety
+/// As for [`headers`].
+unsafe fn name_of(info: &libc::dl_phdr_info) -> Option<&[u8]> {
+    // SAFETY: the loader's name of the object, null or a C string.
+    (!info.dlpi_name.is_null()).then(|| unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes())
+}
+
 /// What a loaded object is.
 ///
 /// # Safety
 /// As for [`headers`].
 unsafe fn object(info: &libc::dl_phdr_info) -> Object {
-    if info.dlpi_name.is_null() {
-        return Object::Other;
-    }
-    // SAFETY: the loader's name of the object, a C string.
-    let by_name = kind(unsafe { CStr::from_ptr(info.dlpi_name) }.to_bytes());
     // SAFETY: the caller's promise.
-    let headers = unsafe { headers(info) };
+    let (Some(name), headers) = (unsafe { (name_of(info), headers(info)) }) else {
+        return Object::Other;
+    };
     for header in headers.iter().filter(|h| h.p_type == libc::PT_NOTE) {
         let (start, bytes) = segment(info, header);
+        // Nobody makes sure that notes are loaded: tools that rewrite files leave some that are not.
+        let mapped = headers.iter().any(|load| {
+            let (from, size) = segment(info, load);
+            let readable = load.p_type == libc::PT_LOAD && load.p_flags & libc::PF_R != 0;
+            let before = start.wrapping_sub(from);
+            readable && before < size && bytes <= size - before
+        });
+        if !mapped {
+            continue;
+        }
         // SAFETY: the object's notes, which lie in a segment that is mapped for reading.
         let notes = unsafe { core::slice::from_raw_parts(start as *const u8, bytes) };
         if let Some(role) = note::find(notes) {
             return Object::Spillway(role);
         }
     }
-    by_name
+    kind(name)
 }
 
 struct Search {
@@ -113,9 +130,53 @@ pub fn object_of(address: *const ()) -> Object {
     search.found
 }
 
-struct Wanted {
+struct Wanted<'a> {
     library: Library,
+    /// An address in it, once it is found.
     inside: *const c_void,
+    name: Option<&'a CStr>,
+    function: *mut c_void,
+}
+
+impl<'a> Wanted<'a> {
+    fn search(library: Library, name: Option<&'a CStr>) -> Self {
+        let mut wanted = Self {
+            library,
+            inside: core::ptr::null(),
+            name,
+            function: null_mut(),
+        };
+        // SAFETY: `visit` runs only during this call, with the pointer given here.
+        unsafe { libc::dl_iterate_phdr(Some(Self::visit), (&raw mut wanted).cast()) };
+        wanted
+    }
+
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _size: usize,
+        data: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the loader passes a valid description, and `data` is the value of `search`, which has no
+        // name, or one that outlives the call.
+        let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Self>()) };
+        let driver = Object::Driver(wanted.library);
+        // By its name first: other objects' notes are not even looked at.
+        // SAFETY: the loader's description, during its call.
+        if unsafe { name_of(info) }.map(kind) != Some(driver) || unsafe { object(info) } != driver {
+            return 0;
+        }
+        // SAFETY: as above.
+        let headers = unsafe { headers(info) };
+        let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else {
+            return 0;
+        };
+        wanted.inside = segment(info, load).0 as *const c_void;
+        if let Some(name) = wanted.name {
+            // SAFETY: as above.
+            wanted.function = unsafe { symbols::defined(info, headers, name) };
+        }
+        1
+    }
 }
 
 unsafe extern "C" {
@@ -129,38 +190,23 @@ unsafe extern "C" {
 /// glibc's request for the object's link map, whose address is also its `dlopen` handle.
 const RTLD_DL_LINKMAP: c_int = 2;
 
-/// A handle of `library` if it is loaded already, without a reference of its own: for use at once, by a
-/// caller that knows nobody unloads it meanwhile. Null if it is not loaded.
+/// A handle of `library` if it is loaded already, without a reference of its own: to read its name at once,
+/// by a caller that knows nobody unloads it meanwhile. It is not one to ask `dlsym` by (see `symbols.rs`).
+/// Null if it is not loaded.
 #[must_use]
 pub fn find_loaded(library: Library) -> *mut c_void {
-    unsafe extern "C" fn visit(
-        info: *mut libc::dl_phdr_info,
-        _size: usize,
-        data: *mut c_void,
-    ) -> c_int {
-        // SAFETY: the loader passes a valid description, and `data` is the `Wanted` below.
-        let (info, wanted) = unsafe { (&*info, &mut *data.cast::<Wanted>()) };
-        // SAFETY: the loader's description, during its call.
-        let (object, headers) = unsafe { (object(info), headers(info)) };
-        if object != Object::Driver(wanted.library) {
-            return 0;
-        }
-        let Some(load) = headers.iter().find(|header| header.p_type == libc::PT_LOAD) else {
-            return 0;
-        };
-        wanted.inside = segment(info, load).0 as *const c_void;
-        1
-    }
-    let mut wanted = Wanted {
-        library,
-        inside: core::ptr::null(),
-    };
-    // SAFETY: `visit` runs only during this call, with the pointer given here.
-    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut wanted).cast()) };
-    if wanted.inside.is_null() {
+    let found = Wanted::search(library, None);
+    if found.inside.is_null() {
         return null_mut();
     }
-    handle_of(wanted.inside)
+    handle_of(found.inside)
+}
+
+/// The function `name` of `library` as it is loaded: `None` if it is not, null if it lacks the function.
+#[must_use]
+pub fn loaded_function(library: Library, name: &CStr) -> Option<*mut c_void> {
+    let found = Wanted::search(library, Some(name));
+    (!found.inside.is_null()).then_some(found.function)
 }
 
 /// The handle of the object that `address` lies in, without a reference of its own; null if in none.

@@ -25,7 +25,7 @@
 
 use super::Exports;
 use crate::driver::library::real_dlsym;
-use crate::driver::{Object, find_loaded, object_of, own_handle, own_role, strict, unknown};
+use crate::driver::{Object, loaded_function, object_of, own_role, strict, unknown};
 use crate::table::{Library, Row};
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
@@ -77,13 +77,13 @@ pub unsafe extern "C" fn lookup(
     let ask = |handle| unsafe { dlsym(handle, name) }.cast_const();
     let in_place = own_role() == Some(Role::Strict);
     if matches!(object_of(caller), Object::Driver(_) | Object::Companion) {
-        return drivers_own(handle, in_place, ask);
+        return drivers_own(handle, symbol, in_place, ask);
     }
     match known {
         None => not_in_the_table(handle, symbol, in_place, ask),
         Some((row, export)) => {
             let export = export.cast::<c_void>();
-            in_the_table(handle, row, export, in_place, ask)
+            in_the_table(handle, symbol, row, export, in_place, ask)
         }
     }
 }
@@ -96,23 +96,27 @@ fn is_unknown(symbol: &CStr) -> bool {
 /// The driver's own libraries find the driver, whatever we export.
 fn drivers_own(
     handle: *mut c_void,
+    symbol: &CStr,
     in_place: bool,
     ask: impl Fn(*mut c_void) -> *const c_void,
 ) -> Answer {
-    if in_place
-        && handle != libc::RTLD_NEXT
-        && matches!(object_of(ask(handle).cast()), Object::Spillway(_))
-    {
-        let loaded = find_loaded(Library::CUDA);
-        if !loaded.is_null() {
-            return Answer::address(ask(loaded));
-        }
+    if !in_place || handle == libc::RTLD_NEXT {
+        return Answer::REAL;
     }
-    Answer::REAL
+    let found = ask(handle);
+    if !found.is_null() && !matches!(object_of(found.cast()), Object::Spillway(_)) {
+        return Answer::REAL;
+    }
+    match loaded_function(Library::CUDA, symbol) {
+        Some(function) if !function.is_null() => Answer::address(function),
+        Some(_) if !found.is_null() => not_found(symbol, LACKING),
+        _ => Answer::REAL,
+    }
 }
 
 fn in_the_table(
     handle: *mut c_void,
+    symbol: &CStr,
     row: &Row,
     export: *const c_void,
     in_place: bool,
@@ -123,7 +127,7 @@ fn in_the_table(
         return match of(ask(libc::RTLD_NEXT), row) {
             Found::Driver => Answer::address(export),
             Found::Another(_) => Answer::REAL,
-            Found::Nothing => if_loaded(row, export, in_place, ask),
+            Found::Nothing => if_loaded(symbol, row, export, in_place),
         };
     }
     let real = ask(handle);
@@ -136,13 +140,13 @@ fn in_the_table(
     }
     // The search has met this library itself.
     if in_place && handle != libc::RTLD_DEFAULT {
-        return if_loaded(row, export, in_place, ask);
+        return if_loaded(symbol, row, export, in_place);
     }
     // What would it have met without us?
     match of(ask(libc::RTLD_NEXT), row) {
         Found::Driver => Answer::address(export),
         Found::Another(address) => Answer::address(address),
-        Found::Nothing if handle == libc::RTLD_DEFAULT => if_loaded(row, export, in_place, ask),
+        Found::Nothing if handle == libc::RTLD_DEFAULT => if_loaded(symbol, row, export, in_place),
         Found::Nothing => Answer::address(null_mut()),
     }
 }
@@ -164,21 +168,14 @@ fn of(address: *const c_void, row: &Row) -> Found {
 }
 
 /// The export if the driver is loaded anywhere and has the function; where this library is in the driver's
-/// place, also if the driver is not loaded yet. Otherwise null, with `dlerror` set by the question that
-/// found nothing.
-fn if_loaded(
-    row: &Row,
-    export: *const c_void,
-    in_place: bool,
-    ask: impl Fn(*mut c_void) -> *const c_void,
-) -> Answer {
-    let loaded = find_loaded(row.library);
-    let there = if loaded.is_null() {
-        in_place
-    } else {
-        !ask(loaded).is_null()
-    };
-    Answer::address(if there { export } else { null_mut() })
+/// place, also if the driver is not loaded yet. Otherwise it is not found.
+fn if_loaded(symbol: &CStr, row: &Row, export: *const c_void, in_place: bool) -> Answer {
+    match loaded_function(row.library, symbol) {
+        // Asked before this: what follows this library has set `dlerror`.
+        None if !in_place => Answer::address(null_mut()),
+        Some(function) if function.is_null() => not_found(symbol, LACKING),
+        _ => Answer::address(export),
+    }
 }
 
 fn not_in_the_table(
@@ -187,24 +184,23 @@ fn not_in_the_table(
     in_place: bool,
     ask: impl Fn(*mut c_void) -> *const c_void,
 ) -> Answer {
-    let is_drivers = |address: *const c_void| {
-        !address.is_null() && object_of(address.cast()) == Object::Driver(Library::CUDA)
-    };
     let found = ask(handle);
     let mut drivers = found;
     if found.is_null() {
         // The caller's scope may have it, or the driver that this library is in the place of.
-        let elsewhere = in_place || handle == libc::RTLD_NEXT || handle == libc::RTLD_DEFAULT;
-        let loaded = find_loaded(Library::CUDA);
-        if elsewhere && !loaded.is_null() {
-            drivers = ask(loaded);
-        } else if in_place && loaded.is_null() {
-            // Counts when the driver is there and has it.
-            unknown::record(symbol, false);
+        if !in_place && handle != libc::RTLD_NEXT && handle != libc::RTLD_DEFAULT {
             return Answer::REAL;
         }
-    }
-    if !is_drivers(drivers) {
+        match loaded_function(Library::CUDA, symbol) {
+            Some(function) if !function.is_null() => drivers = function.cast_const(),
+            None if in_place => {
+                // Counts when the driver is there and has it.
+                unknown::record(symbol, false);
+                return Answer::REAL;
+            }
+            _ => return Answer::REAL,
+        }
+    } else if object_of(found.cast()) != Object::Driver(Library::CUDA) {
         return Answer::REAL;
     }
     let new = unknown::record(symbol, true);
@@ -212,12 +208,32 @@ fn not_in_the_table(
         if new {
             strict::refused(symbol);
         }
-        // This library does not have it: null, and `dlerror` says so.
-        return Answer::address(ask(own_handle()));
+        return not_found(symbol, REFUSED);
     }
     if in_place && found.is_null() {
         // Strict mode is turned off: the real driver's, as a search of this library should find it.
         return Answer::address(drivers);
     }
     Answer::REAL
+}
+
+const REFUSED: &str = " (refused: SPILLWAY_STRICT)";
+const LACKING: &str = " (the driver lacks it)";
+
+/// Null, with `dlerror` saying that there is no such symbol, and why.
+///
+/// Only a question that finds nothing sets `dlerror`, and any handle may find the name itself. So it is
+/// asked for with the reason behind it, which no symbol's name has. The C library copies the text.
+fn not_found(symbol: &CStr, why: &str) -> Answer {
+    let mut text = [0_u8; 256];
+    let name = symbol.to_bytes();
+    let name = &name[..name.len().min(text.len() - 1 - REFUSED.len())];
+    let why = why.as_bytes();
+    text[..name.len()].copy_from_slice(name);
+    text[name.len()..name.len() + why.len()].copy_from_slice(why);
+    if let Some(dlsym) = real_dlsym() {
+        // SAFETY: a constant, and a C string: its last byte is still zero.
+        unsafe { dlsym(libc::RTLD_DEFAULT, text.as_ptr().cast()) };
+    }
+    Answer::address(null_mut())
 }

@@ -43,6 +43,21 @@ pub struct Ended {
     pub covered: u64,
 }
 
+/// A reference that the driver is asked to release.
+#[derive(Debug)]
+pub struct Releasing {
+    id: u64,
+    handle: u64,
+}
+
+/// An opening that the driver is asked to close.
+#[derive(Debug)]
+pub struct Closing {
+    /// What it is, if it is open no further time.
+    pub last: Option<Import>,
+    context: usize,
+}
+
 #[derive(Debug)]
 struct Physical {
     charge: Charge,
@@ -57,6 +72,8 @@ struct Physical {
     covered: u64,
     /// Imported, and not mapped yet: its size is not known.
     unsized_import: bool,
+    /// It goes by more than one handle.
+    aliases: bool,
     /// A multicast object: what is bound to it, as (offset, bytes, id).
     members: Vec<(u64, u64, u64)>,
 }
@@ -94,6 +111,7 @@ impl Handles {
             descriptors: Vec::new(),
             covered: 0,
             unsized_import,
+            aliases: false,
             members: Vec::new(),
         };
         self.physical.insert(self.ids, physical);
@@ -118,6 +136,7 @@ impl Handles {
         match known.and_then(|id| Some((id, self.physical.get_mut(&id)?))) {
             Some((id, physical)) => {
                 physical.references += 1;
+                physical.aliases |= physical.handle != handle;
                 self.by_handle.insert(handle, id);
             }
             None => self.add(handle, (device, 0), true),
@@ -131,14 +150,29 @@ impl Handles {
     }
 
     /// The size of an import is known now: what of it is charged here, and what somebody else is charged
-    /// for. What is charged here counts as handed out: others may have it, too.
-    pub fn sized(&mut self, handle: u64, charged: u64, covered: u64) {
-        if let Some(known) = self.of(handle) {
-            known.charge.1 = charged;
-            known.covered = covered;
-            known.exported = true;
-            known.unsized_import = false;
-        }
+    /// for. What is charged here counts as handed out: others may have it, too. `false`: another thread was
+    /// faster, or it is gone.
+    pub fn sized(&mut self, handle: u64, charged: u64, covered: u64) -> bool {
+        let Some(known) = self.of(handle).filter(|known| known.unsized_import) else {
+            return false;
+        };
+        known.charge.1 = charged;
+        known.covered = covered;
+        known.exported = true;
+        known.unsized_import = false;
+        true
+    }
+
+    /// The driver has refused to map it with that size after all. `false`: it is mapped elsewhere meanwhile,
+    /// or gone.
+    pub fn not_sized(&mut self, handle: u64) -> bool {
+        let Some(known) = self.of(handle).filter(|known| known.mappings == 0) else {
+            return false;
+        };
+        known.charge.1 = 0;
+        known.covered = 0;
+        known.unsized_import = true;
+        true
     }
 
     /// It was handed out, as a descriptor or by another name; returns what it is charged, the first time.
@@ -147,6 +181,12 @@ impl Handles {
         known.descriptors.extend(as_descriptor);
         let before = std::mem::replace(&mut known.exported, true);
         (!before && known.charge.1 > 0).then_some(known.charge)
+    }
+
+    /// A descriptor was made under a number: whatever had it before is closed. That cannot be told by looking,
+    /// since the driver's descriptors may all be of one file. Returns what has ended with it.
+    pub fn number_reused(&mut self, number: i32) -> Vec<Ended> {
+        self.descriptors_closed(|known| known.number != number)
     }
 
     /// Looks which descriptors are still open here; returns what has ended with the others.
@@ -187,26 +227,52 @@ impl Handles {
             && let Some(physical) = self.physical.get_mut(&id)
             && (physical.handle == handle || physical.references == 0)
         {
+            // It has no name left if there was no reference.
+            physical.aliases |= physical.references > 0 && physical.handle != handle;
             physical.references += 1;
             physical.handle = handle;
             self.by_handle.insert(handle, id);
         }
     }
 
-    /// A reference was given back; returns what has ended.
-    pub fn released(&mut self, handle: u64) -> Vec<Ended> {
-        let Some(&id) = self.by_handle.get(&handle) else {
-            return Vec::new();
-        };
-        if let Some(physical) = self.physical.get_mut(&id) {
-            physical.references = physical.references.saturating_sub(1);
-            if physical.references == 0 {
+    /// A reference is about to be given back. Its handle is forgotten before the driver releases it: another
+    /// thread may get the same one for new memory at once. To be ended by [`Handles::release_ended`], and
+    /// held until then.
+    pub fn releasing(&mut self, handle: u64) -> Option<Releasing> {
+        let id = *self.by_handle.get(&handle)?;
+        let physical = self.physical.get_mut(&id)?;
+        physical.references = physical.references.saturating_sub(1);
+        physical.bindings += 1;
+        if physical.references == 0 {
+            if std::mem::take(&mut physical.aliases) {
                 self.by_handle.retain(|_, known| *known != id);
+            } else {
+                self.by_handle.remove(&handle);
             }
         }
+        Some(Releasing { id, handle })
+    }
+
+    /// The driver has released it, or refused to; returns what has ended.
+    pub fn release_ended(&mut self, releasing: &Releasing, done: bool) -> Vec<Ended> {
         let mut ended = Vec::new();
-        self.end(id, &mut ended);
+        if let Some(physical) = self.physical.get_mut(&releasing.id) {
+            physical.bindings = physical.bindings.saturating_sub(1);
+            if !done {
+                physical.references += 1;
+                self.by_handle.insert(releasing.handle, releasing.id);
+            }
+        }
+        self.end(releasing.id, &mut ended);
         ended
+    }
+
+    /// A reference was given back; returns what has ended.
+    pub fn released(&mut self, handle: u64) -> Vec<Ended> {
+        match self.releasing(handle) {
+            Some(releasing) => self.release_ended(&releasing, true),
+            None => Vec::new(),
+        }
     }
 
     /// All mappings in a range were undone; returns what has ended.
@@ -306,24 +372,46 @@ impl Handles {
         known.map(|open| open.count += 1).is_some()
     }
 
-    /// The first time it is opened here, with its charge. External memory is known by its handle.
-    pub fn opened(&mut self, address: u64, import: Import, context: usize) {
+    /// The first time it is opened here, with its charge. External memory is known by its handle. `false`:
+    /// another thread has opened it meanwhile, and what it was charged now is to be undone.
+    #[must_use]
+    pub fn opened(&mut self, address: u64, import: Import, context: usize) -> bool {
+        if self.open_again(address) {
+            return false;
+        }
         let open = Open {
             import,
             count: 1,
             context,
         };
         self.opened.insert(address, open);
+        true
     }
 
-    /// It was closed once; returns what it was, if that was the last time.
-    pub fn closed(&mut self, address: u64) -> Option<Import> {
+    /// It is about to be closed once: off the record before the driver closes it, since another thread may
+    /// open something else at the same address at once. `None`: it is not on record.
+    pub fn closing(&mut self, address: u64) -> Option<Closing> {
         let open = self.opened.get_mut(&address)?;
         open.count = open.count.saturating_sub(1);
-        if open.count > 0 {
-            return None;
+        let context = open.context;
+        let last = if open.count == 0 {
+            self.opened.remove(&address).map(|open| open.import)
+        } else {
+            None
+        };
+        Some(Closing { last, context })
+    }
+
+    /// The driver has refused to close it.
+    pub fn not_closed(&mut self, address: u64, closing: &Closing) {
+        match closing.last {
+            Some(import) => {
+                let _ = self.opened(address, import, closing.context);
+            }
+            None => {
+                self.open_again(address);
+            }
         }
-        self.opened.remove(&address).map(|open| open.import)
     }
 
     /// An array, a mipmapped array or managed memory was made in a context.
@@ -331,17 +419,18 @@ impl Handles {
         self.others.insert(key, (other, context));
     }
 
-    /// It is gone.
-    pub fn remove_other(&mut self, key: u64) -> Option<Other> {
-        self.others.remove(&key).map(|(other, _)| other)
+    /// It is about to be destroyed: off the record before the driver does so, since another thread may get
+    /// the same name for something new at once. With its context, to add it again if the driver refuses.
+    pub fn take_other(&mut self, key: u64) -> Option<(Other, usize)> {
+        self.others.remove(&key)
     }
 
     /// A context is gone with what it owned; VMM handles outlive it.
-    pub fn take_context(&mut self, context: usize) -> (Vec<Other>, Vec<Import>) {
+    pub fn take_context(&mut self, context: usize) -> (Vec<Other>, Vec<(u64, Import)>) {
         let imports = self
             .opened
             .extract_if(|_, open| open.context == context)
-            .map(|(_, open)| open.import)
+            .map(|(address, open)| (address, open.import))
             .collect();
         let others = self
             .others

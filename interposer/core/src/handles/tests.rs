@@ -133,13 +133,24 @@ fn what_is_bound_to_a_multicast_object_stays_until_unbound() {
 fn an_ipc_handle_is_charged_until_closed_as_often_as_opened() {
     let mut handles = Handles::default();
     assert!(!handles.open_again(0x1000));
-    handles.opened(0x1000, (0, 100, 100), 5);
-    assert!(handles.open_again(0x1000));
-    assert_eq!(handles.closed(0x1000), None);
-    assert_eq!(handles.closed(0x1000), Some((0, 100, 100)));
-    assert_eq!(handles.closed(0x1000), None);
-    handles.opened(0x1000, (0, 100, 0), 5);
-    assert_eq!(handles.take_context(5), (vec![], vec![(0, 100, 0)]));
+    let import = (0, 100, 100);
+    let close = |handles: &mut Handles| handles.closing(0x1000).map(|closing| closing.last);
+    assert!(handles.opened(0x1000, import, 5));
+    assert!(
+        !handles.opened(0x1000, import, 5),
+        "two threads at once: charged once"
+    );
+    assert_eq!(close(&mut handles), Some(None));
+    let refused = handles.closing(0x1000).expect("open once more");
+    assert_eq!(refused.last, Some(import));
+    handles.not_closed(0x1000, &refused);
+    assert_eq!(close(&mut handles), Some(Some(import)));
+    assert_eq!(close(&mut handles), None);
+    assert!(handles.opened(0x1000, (0, 100, 0), 5));
+    assert_eq!(
+        handles.take_context(5),
+        (vec![], vec![(0x1000, (0, 100, 0))])
+    );
 }
 
 #[test]
@@ -152,5 +163,56 @@ fn arrays_go_with_their_context() {
     handles.add_other(1, array(0, 10), 5);
     handles.add_other(2, array(1, 20), 6);
     assert_eq!(handles.take_context(5), (vec![array(0, 10)], vec![]));
-    assert_eq!(handles.remove_other(2), Some(array(1, 20)));
+    assert_eq!(handles.take_other(2), Some((array(1, 20), 6)));
+}
+
+#[test]
+fn a_handle_that_comes_again_while_the_old_one_is_released_is_another_memory() {
+    let mut handles = Handles::default();
+    handles.created(7, (0, 100));
+    let first = handles.releasing(7).expect("it is on record");
+    // The driver is done; another thread gets the same handle before we have gone on.
+    handles.created(7, (0, 50));
+    assert_eq!(handles.release_ended(&first, true), plain(0, 100));
+    assert_eq!(handles.released(7), plain(0, 50));
+}
+
+#[test]
+fn a_release_that_the_driver_refuses_changes_nothing() {
+    let mut handles = Handles::default();
+    handles.created(7, (0, 100));
+    let refused = handles.releasing(7).expect("it is on record");
+    assert_eq!(handles.release_ended(&refused, false), vec![]);
+    assert_eq!(handles.released(7), plain(0, 100));
+}
+
+#[test]
+fn a_descriptor_ends_when_its_number_is_another_ones() {
+    // As the driver's: all of one file.
+    let descriptor = Descriptor {
+        number: 3,
+        file: (1, 2),
+    };
+    let mut handles = Handles::default();
+    handles.created(7, (0, 100));
+    handles.exported(7, Some(descriptor));
+    assert_eq!(handles.released(7), vec![], "its descriptor is open");
+    handles.created(8, (0, 50));
+    let ended = handles.number_reused(3);
+    assert_eq!(ended[0].charge, (0, 100));
+    handles.exported(8, Some(descriptor));
+    assert_eq!(handles.released(8), vec![]);
+}
+
+#[test]
+fn an_import_whose_mapping_was_refused_is_sized_by_the_next() {
+    let mut handles = Handles::default();
+    handles.imported(7, 1, None);
+    assert!(handles.sized(7, 2, 0));
+    assert!(!handles.sized(7, 2, 0), "another thread was faster");
+    assert!(handles.not_sized(7));
+    assert_eq!(handles.unsized_import(7), Some(1));
+    assert!(handles.sized(7, 100, 0));
+    handles.mapped(0x1000, 7);
+    assert!(!handles.not_sized(7), "it is mapped");
 }

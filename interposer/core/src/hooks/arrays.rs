@@ -9,7 +9,7 @@ use crate::lock;
 use crate::table::sig;
 
 use super::limited;
-use super::memory::{made, uncharge_other};
+use super::memory::{destroy_other, made};
 
 /// A call that makes something else than a plain allocation, known by a key.
 fn other_charged(bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
@@ -200,11 +200,11 @@ pub unsafe fn cuMipmappedArrayCreate(
 
 pub unsafe fn cuArrayDestroy(real: sig::cuArrayDestroy, hArray: *mut c_void) -> Status {
     // SAFETY: the application's own call.
-    let status = unsafe { real(hArray) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        uncharge_other(runtime, hArray as u64);
+    let destroy = || unsafe { real(hArray) };
+    match limited() {
+        Some(runtime) => destroy_other(runtime, hArray as u64, destroy),
+        None => destroy(),
     }
-    status
 }
 
 pub unsafe fn cuMipmappedArrayDestroy(
@@ -212,11 +212,11 @@ pub unsafe fn cuMipmappedArrayDestroy(
     hMipmappedArray: *mut c_void,
 ) -> Status {
     // SAFETY: the application's own call.
-    let status = unsafe { real(hMipmappedArray) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        uncharge_other(runtime, hMipmappedArray as u64);
+    let destroy = || unsafe { real(hMipmappedArray) };
+    match limited() {
+        Some(runtime) => destroy_other(runtime, hMipmappedArray as u64, destroy),
+        None => destroy(),
     }
-    status
 }
 
 #[cfg(test)]

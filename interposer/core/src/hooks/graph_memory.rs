@@ -177,13 +177,6 @@ pub unsafe fn cuGraphExecDestroy(real: sig::cuGraphExecDestroy, hGraphExec: *mut
     status
 }
 
-/// What the driver's store has to grow by, at most, for a graph that needs `bytes` there.
-fn growth(runtime: &Runtime, device: usize, bytes: u64) -> u64 {
-    let ordinal = runtime.devices[device].ordinal;
-    let unused = graph_memory(ordinal).map_or(0, |(reserved, used)| reserved.saturating_sub(used));
-    granules_up(bytes.saturating_sub(unused))
-}
-
 /// Launches or uploads an instantiated graph with memory nodes.
 fn submit_with_memory(
     runtime: &Runtime,
@@ -196,10 +189,14 @@ fn submit_with_memory(
             .iter()
             .map(|&(device, bytes)| {
                 let ordinal = runtime.devices[device].ordinal;
+                let meter = &runtime.graph_meters[device];
+                // What the store has unused serves first; by how much it has to grow at most.
+                let claim = runtime.claim_room(meter, bytes, true, || graph_memory(ordinal));
                 Growth {
-                    meter: &runtime.graph_meters[device],
+                    meter,
                     device,
-                    most: growth(runtime, device, bytes),
+                    most: granules_up(bytes - claim),
+                    claim,
                     reserved: Box::new(move || graph_memory(ordinal).map(|(reserved, _)| reserved)),
                 }
             })

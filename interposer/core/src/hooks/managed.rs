@@ -34,7 +34,7 @@ mod advice {
 
 /// A managed allocation that is kept on the host.
 #[derive(Clone, Copy, Debug)]
-struct OnHost {
+pub struct OnHost {
     bytes: u64,
     context: usize,
 }
@@ -51,10 +51,19 @@ impl Managed {
         (ptr - base < region.bytes.max(1)).then_some((base, region))
     }
 
-    /// It is freed, or a context that owned some is gone.
-    pub fn forget(&mut self, which: impl Fn(u64, usize) -> bool) {
-        self.on_host
-            .retain(|&base, region| !which(base, region.context));
+    /// It is about to be freed.
+    pub fn take(&mut self, base: u64) -> Option<OnHost> {
+        self.on_host.remove(&base)
+    }
+
+    /// The driver has refused to free it.
+    pub fn put_back(&mut self, base: u64, region: OnHost) {
+        self.on_host.insert(base, region);
+    }
+
+    /// A context is gone with what it owned.
+    pub fn forget_context(&mut self, context: usize) {
+        self.on_host.retain(|_, region| region.context != context);
     }
 }
 

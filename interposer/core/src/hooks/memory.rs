@@ -159,17 +159,26 @@ pub unsafe fn cuMemAllocPitch(
     }
 }
 
-/// What is charged for memory that `cuMemFree` of a pointer not in the heap gives back.
-pub(super) fn uncharge_other(runtime: &Runtime, key: u64) {
-    let other = lock(&runtime.handles).remove_other(key);
-    if let Some(Other { charge, maybe }) = other {
-        let (device, bytes) = charge;
-        if maybe {
-            runtime.uncharge_maybe(device, bytes);
-        } else {
-            runtime.uncharge(device, bytes);
-        }
+/// Destroys something that is on record by a key, and uncharges it. Off the record first: another thread
+/// may get the same key for something new as soon as the driver is done.
+pub(super) fn destroy_other(runtime: &Runtime, key: u64, destroy: impl FnOnce() -> Status) -> Status {
+    let other = lock(&runtime.handles).take_other(key);
+    let status = destroy();
+    let Some((other, context)) = other else {
+        return status;
+    };
+    if !status.is_success() {
+        lock(&runtime.handles).add_other(key, other, context);
+        return status;
     }
+    let Other { charge, maybe } = other;
+    let (device, bytes) = charge;
+    if maybe {
+        runtime.uncharge_maybe(device, bytes);
+    } else {
+        runtime.uncharge(device, bytes);
+    }
+    status
 }
 
 pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
@@ -180,11 +189,11 @@ pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
     if let Some(status) = runtime.free(dptr) {
         return status;
     }
+    let on_host = lock(&runtime.managed).take(dptr);
     // SAFETY: the application's own call.
-    let status = unsafe { real(dptr) };
-    if status.is_success() {
-        uncharge_other(runtime, dptr);
-        lock(&runtime.managed).forget(|base, _| base == dptr);
+    let status = destroy_other(runtime, dptr, || unsafe { real(dptr) });
+    if let (false, Some(on_host)) = (status.is_success(), on_host) {
+        lock(&runtime.managed).put_back(dptr, on_host);
     }
     status
 }

@@ -1,6 +1,7 @@
 //! Stream-ordered allocations and frees.
 
 use core::ffi::c_void;
+use std::time::Duration;
 
 use crate::driver::Status;
 use crate::graphs;
@@ -17,6 +18,8 @@ use super::memory::{answer, made};
 
 /// `CU_STREAM_PER_THREAD`
 const PER_THREAD: usize = 2;
+/// How often a refusal is looked at again while other threads are in allocations of the same pool.
+const IN_FLIGHT: u32 = 20;
 
 /// The stream is part of a capture: what is allocated or freed there are nodes of a graph.
 fn capturing(runtime: &Runtime, stream: usize) -> bool {
@@ -59,6 +62,9 @@ fn from_own(runtime: &Runtime, pool: u64, bytes: u64, stream: usize) -> Result<u
     if let Some(alloc) = kept {
         return Ok(lock(&runtime.heap).revive(alloc, bytes));
     }
+    if !lock(&runtime.pools).fits(pool, rounded) {
+        return Err(Status::OUT_OF_MEMORY);
+    }
     let made = vmm::in_context(context, || {
         let device = runtime.device_of_pool(pool);
         let (context, current) = runtime.current()?;
@@ -86,20 +92,29 @@ unsafe fn from_drivers(
     // Without a context the driver refuses for a reason of its own.
     let context = context_of(runtime, stream).unwrap_or(0);
     let mut real = real;
-    // Often there is room in the pool, and then nothing has to be reserved.
-    let room = runtime.room_in_pool(pool);
-    let most = if room >= bytes { 0 } else { granules_up(bytes) };
-    let growth = Growth {
-        meter: &meter,
-        device,
-        most,
-        reserved: Box::new(move || pool_reserved(pool)),
-    };
-    let (status, undo) = match runtime.metered(&[growth], &mut real) {
-        Ok(()) => (Status::SUCCESS, false),
-        Err(Unmade::Failed(why)) => (why, false),
-        Err(Unmade::Refused) => (Status::OUT_OF_MEMORY, false),
-        Err(Unmade::Over) => (Status::OUT_OF_MEMORY, true),
+    // All of it, though the pool may have room: whether the room serves this request only the driver knows.
+    // Where that does not fit, the room is given back first, and then it does.
+    let most = granules_up(bytes);
+    let mut patience = IN_FLIGHT;
+    let (status, undo) = loop {
+        let growth = Growth {
+            meter: &meter,
+            device,
+            most,
+            claim: 0,
+            reserved: Box::new(move || pool_reserved(pool)),
+        };
+        match runtime.metered(&[growth], &mut real) {
+            Ok(()) => break (Status::SUCCESS, false),
+            Err(Unmade::Failed(why)) => break (why, false),
+            Err(Unmade::Over) => break (Status::OUT_OF_MEMORY, true),
+            // Other threads may have reserved more than they are about to take.
+            Err(Unmade::Refused) if patience > 0 && lock(&meter).in_flight() => {
+                patience -= 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(Unmade::Refused) => break (Status::OUT_OF_MEMORY, false),
+        }
     };
     if undo {
         // SAFETY: checked against null by the caller, written by the driver; nobody else knows it yet.

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use crate::driver::{Status, call};
 use crate::lock;
 use crate::runtime::Runtime;
-use crate::stores::pool_reserved;
 use crate::table::sig;
 
 use super::limited;
@@ -18,8 +17,6 @@ use super::limited;
 const TYPE_PINNED: u32 = 1;
 /// `CU_MEM_LOCATION_TYPE_DEVICE`
 const LOCATION_DEVICE: u32 = 1;
-/// `CU_MEMPOOL_ATTR_USED_MEM_CURRENT`
-const USED_CURRENT: u32 = 7;
 
 /// The part of `CUmemPoolProps` that says what a pool is, raw.
 #[repr(C)]
@@ -29,7 +26,14 @@ struct PoolProps {
     handle_types: u32,
     location_type: u32,
     location_id: i32,
+    windows: *mut c_void,
+    /// Since 12.2; zero, as all that is reserved, before.
+    max_size: usize,
 }
+const _: () = assert!(
+    core::mem::offset_of!(PoolProps, max_size)
+        == core::mem::offset_of!(cudarc::driver::sys::CUmemPoolProps, maxSize)
+);
 
 /// `CUmemLocation`, raw.
 #[repr(C)]
@@ -98,17 +102,6 @@ impl Runtime {
         lock(&self.pools).device(handle)
     }
 
-    /// What a driver's pool has reserved and not handed out, in bytes.
-    pub fn room_in_pool(&self, handle: u64) -> u64 {
-        let mut used = 0u64;
-        // SAFETY: the driver fills 64 bits for this attribute, and refuses a pool that is gone.
-        let got = unsafe {
-            call::cuMemPoolGetAttribute(handle as *mut _, USED_CURRENT, (&raw mut used).cast())
-        };
-        let reserved = pool_reserved(handle).filter(|_| got.is_success());
-        reserved.map_or(0, |reserved| reserved.saturating_sub(used))
-    }
-
     /// The current pool of a device has changed.
     fn pool_is_current(&self, device: usize, pool: u64) {
         self.current_pools[device].store(pool, SeqCst);
@@ -141,27 +134,36 @@ pub unsafe fn cuMemPoolCreate(
         {
             let own = runtime.paging && props.kind == TYPE_PINNED && props.handle_types == 0;
             runtime.note_pool(handle, device, own);
+            lock(&runtime.pools).limit(handle, props.max_size as u64);
         }
     }
     status
 }
 
 pub unsafe fn cuMemPoolDestroy(real: sig::cuMemPoolDestroy, pool: *mut c_void) -> Status {
+    let Some(runtime) = limited() else {
+        // SAFETY: the application's own call.
+        return unsafe { real(pool) };
+    };
     let handle = pool as u64;
-    let known = limited().and_then(|runtime| lock(&runtime.pools).meter(handle));
+    let taken = runtime.take_pool(handle);
     // SAFETY: the application's own call.
     let status = unsafe { real(pool) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        for word in &runtime.current_pools {
-            // Its device's default pool is current again; asked when needed.
-            let _ = word.compare_exchange(handle, 0, SeqCst, SeqCst);
+    if !status.is_success() {
+        if let Some(taken) = taken {
+            lock(&runtime.pools).put_back(handle, taken);
         }
-        let kept = lock(&runtime.pools).destroyed(handle);
-        for alloc in &kept {
-            runtime.finish(alloc);
-        }
-        runtime.pool_destroyed(handle, known);
+        return status;
     }
+    for word in &runtime.current_pools {
+        // Its device's default pool is current again; asked when needed.
+        let _ = word.compare_exchange(handle, 0, SeqCst, SeqCst);
+    }
+    let known = taken.as_ref().and_then(crate::pools::Pool::meter);
+    for alloc in taken.map_or_else(Vec::new, crate::pools::Pool::into_kept) {
+        runtime.finish(&alloc);
+    }
+    runtime.pool_destroyed(handle, known);
     status
 }
 

@@ -41,6 +41,10 @@ pub unsafe fn cuMemExportToShareableHandle(
             // SAFETY: checked against null; the driver has just written a descriptor.
             .then(|| descriptor(unsafe { shareableHandle.cast::<i32>().read_unaligned() }))
             .flatten();
+        if let Some(made) = made {
+            let closed = lock(&runtime.handles).number_reused(made.number);
+            runtime.ended(closed);
+        }
         let exported = lock(&runtime.handles).exported(handle, made);
         if made.is_some() {
             runtime.descriptor_made();
@@ -162,8 +166,9 @@ unsafe fn open(pdptr: *mut u64, handle: &CUipcMemHandle, real: impl FnOnce() -> 
     let key = key_of(&handle.0);
     match runtime.charge_import(device, bytes, key) {
         Ok(charged) => {
-            lock(&runtime.handles).opened(ptr, (device, bytes, charged), context);
-            if charged > 0 {
+            if !lock(&runtime.handles).opened(ptr, (device, bytes, charged), context) {
+                runtime.uncharge_import(device, bytes, charged);
+            } else if charged > 0 {
                 // Others may have it from the same owner, who is not on this node's books.
                 runtime.hold(ptr, (device, bytes, key));
             }
@@ -199,11 +204,23 @@ pub unsafe fn cuIpcOpenMemHandle_v2(
 
 pub unsafe fn cuIpcCloseMemHandle(real: sig::cuIpcCloseMemHandle, dptr: u64) -> Status {
     // SAFETY: the application's own call.
-    let status = unsafe { real(dptr) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        let closed = lock(&runtime.handles).closed(dptr);
-        if let Some((device, bytes, charged)) = closed {
-            runtime.unhold(dptr);
+    close(dptr, || unsafe { real(dptr) })
+}
+
+/// Closes what was opened under a key, and uncharges it if that was the last time.
+fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
+    let closing =
+        limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).closing(key)?)));
+    if closing.as_ref().is_some_and(|(_, closing)| closing.last.is_some())
+        && let Some((runtime, _)) = &closing
+    {
+        runtime.unhold(key);
+    }
+    let status = close();
+    if let Some((runtime, closing)) = closing {
+        if !status.is_success() {
+            lock(&runtime.handles).not_closed(key, &closing);
+        } else if let Some((device, bytes, charged)) = closing.last {
             runtime.uncharge_import(device, bytes, charged);
         }
     }
@@ -307,7 +324,9 @@ pub unsafe fn cuImportExternalMemory(
     if status.is_success() {
         // SAFETY: checked against null, written by the driver.
         let key = unsafe { *extMem_out } as u64;
-        lock(&runtime.handles).opened(key, (device, bytes, charged), context);
+        if !lock(&runtime.handles).opened(key, (device, bytes, charged), context) {
+            runtime.uncharge_import(device, bytes, charged);
+        }
     } else {
         runtime.uncharge_import(device, bytes, charged);
     }
@@ -319,12 +338,5 @@ pub unsafe fn cuDestroyExternalMemory(
     extMem: *mut c_void,
 ) -> Status {
     // SAFETY: the application's own call.
-    let status = unsafe { real(extMem) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        let closed = lock(&runtime.handles).closed(extMem as u64);
-        if let Some((device, bytes, charged)) = closed {
-            runtime.uncharge_import(device, bytes, charged);
-        }
-    }
-    status
+    close(extMem as u64, || unsafe { real(extMem) })
 }

@@ -51,10 +51,12 @@ pub unsafe fn cuMemCreate(
 }
 
 pub unsafe fn cuMemRelease(real: sig::cuMemRelease, handle: u64) -> Status {
+    let releasing = limited()
+        .and_then(|runtime| Some((runtime, lock(&runtime.handles).releasing(handle)?)));
     // SAFETY: the application's own call.
     let status = unsafe { real(handle) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        let ended = lock(&runtime.handles).released(handle);
+    if let Some((runtime, releasing)) = releasing {
+        let ended = lock(&runtime.handles).release_ended(&releasing, status.is_success());
         runtime.ended(ended);
     }
     status
@@ -74,15 +76,21 @@ pub unsafe fn cuMemMap(
     };
     // An import tells its size here, and not before.
     let import = lock(&runtime.handles).unsized_import(handle);
+    let mut sized_now = None;
     if let Some(device) = import {
         let bytes = size as u64;
-        match runtime.charge_import(device, bytes, 0) {
-            Ok(0) => lock(&runtime.handles).sized(handle, 0, bytes),
-            Ok(charged) => {
-                lock(&runtime.handles).sized(handle, charged, 0);
+        let charged = match runtime.charge_import(device, bytes, 0) {
+            Ok(charged) => charged,
+            Err(why) => return why,
+        };
+        let covered = if charged == 0 { bytes } else { 0 };
+        if !lock(&runtime.handles).sized(handle, charged, covered) {
+            runtime.uncharge_import(device, bytes, charged);
+        } else {
+            if charged > 0 {
                 runtime.hold_size((device, charged));
             }
-            Err(why) => return why,
+            sized_now = Some((device, bytes, charged));
         }
     }
     let inside = crate::gate::enter();
@@ -91,6 +99,14 @@ pub unsafe fn cuMemMap(
     drop(inside);
     if status.is_success() {
         lock(&runtime.handles).mapped(ptr, handle);
+    } else if let Some((device, bytes, charged)) = sized_now
+        && lock(&runtime.handles).not_sized(handle)
+    {
+        // That was not its size: the next mapping tells.
+        if charged > 0 {
+            runtime.unhold_size((device, charged));
+        }
+        runtime.uncharge_import(device, bytes, charged);
     }
     status
 }

@@ -151,6 +151,8 @@ struct Worker {
     since: Instant,
     /// Since when no coordinator has been there while a caller waits.
     alone: Option<Instant>,
+    /// How many unknown entry points the coordinator has been told by name.
+    told: usize,
 }
 
 impl Worker {
@@ -165,6 +167,7 @@ impl Worker {
             activity: Activity::default(),
             since: Instant::now(),
             alone: None,
+            told: 0,
         }
     }
 
@@ -217,6 +220,20 @@ impl Worker {
             Phase::Evicted => self.come_back_alone(),
         }
         self.report();
+        self.name_unknown();
+    }
+
+    /// Names the entry points to the coordinator that came up since the last turn. They are noted where
+    /// they are asked for, inside `dlsym`; only here is a socket written to, and no lock held meanwhile.
+    fn name_unknown(&mut self) {
+        let Some(session) = &self.runtime.session else {
+            return;
+        };
+        let names = crate::entry::unknown_names(self.told);
+        self.told += names.len();
+        for name in names {
+            session.unknown(&name);
+        }
     }
 
     /// Callers that wait now want us back. Looked at on every turn: a caller pokes before it sleeps, so

@@ -11,7 +11,6 @@ use crate::lock;
 impl Session {
     /// Names an entry point of the driver that the hook table does not know. The same name, one that
     /// cannot be one, and those after the first [`MAX_ENTRY_POINTS`] are left out.
-    #[allow(dead_code, reason = "for the lookup of entry points")]
     pub fn unknown(&self, name: &str) {
         let mut shared = lock(&self.shared);
         let full = shared.unknown.len() >= MAX_ENTRY_POINTS;

@@ -28,7 +28,7 @@ const ODD: [(&str, u32, u32, u64); 10] = [
 
 /// The shapes; all of them take exactly the bytes that they are asked for.
 #[derive(Clone, Copy)]
-enum Shape {
+pub enum Shape {
     Flat,
     FlatOld,
     Long,
@@ -38,7 +38,7 @@ enum Shape {
     Cube,
 }
 
-struct Arrays(Shape);
+pub struct Arrays(pub Shape);
 
 impl Way for Arrays {
     type Held = Handle;

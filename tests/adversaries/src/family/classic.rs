@@ -24,7 +24,7 @@ impl Way for Classic {
 }
 
 /// `cuMemAllocPitch_v2`: rows of half a MiB, which is a multiple of every pitch.
-struct Pitch;
+pub struct Pitch;
 
 impl Way for Pitch {
     type Held = Address;

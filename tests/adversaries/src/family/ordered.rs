@@ -14,13 +14,13 @@ use crate::way::{Way, attempt, exactly, greedily, holes};
 
 /// Which entry points.
 #[derive(Clone, Copy)]
-enum By {
+pub enum By {
     Plain,
     PerThread,
 }
 
 /// Allocation in stream order.
-struct Ordered {
+pub struct Ordered {
     pool: Option<Handle>,
     stream: Handle,
     by: By,
@@ -31,7 +31,7 @@ struct Ordered {
 }
 
 impl Ordered {
-    fn new(pool: Option<Handle>, stream: Handle, by: By) -> Self {
+    pub fn new(pool: Option<Handle>, stream: Handle, by: By) -> Self {
         let mut default = 0;
         cuDeviceGetDefaultMemPool(&mut default, 0);
         Self {

@@ -3,9 +3,9 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::driver::{
-    Address, Code, cuCtxSetCurrent, cuMemAddressFree, cuMemAddressReserve, cuMemCreate,
-    cuMemExportToShareableHandle, cuMemImportFromShareableHandle, cuMemMap, cuMemRelease,
-    cuMemRetainAllocationHandle, cuMemSetAccess, cuMemUnmap, cuMemsetD8_v2,
+    Address, Code, cuCtxSetCurrent, cuCtxSynchronize, cuMemAddressFree, cuMemAddressReserve,
+    cuMemCreate, cuMemExportToShareableHandle, cuMemImportFromShareableHandle, cuMemMap,
+    cuMemRelease, cuMemRetainAllocationHandle, cuMemSetAccess, cuMemUnmap, cuMemsetD8_v2,
 };
 use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info, need};
 use crate::types::{AccessDescriptor, AllocationProperties, HOST, HOST_NUMA, Location, POSIX_FD};
@@ -77,7 +77,7 @@ pub fn import(descriptor: &OwnedFd) -> Result<u64, Code> {
 }
 
 /// Only the handle is kept.
-struct Handles;
+pub struct Handles;
 
 impl Way for Handles {
     type Held = u64;
@@ -92,7 +92,7 @@ impl Way for Handles {
 }
 
 /// The handle goes at once, the mapping keeps the memory.
-struct MappedOnly;
+pub struct MappedOnly;
 
 impl Way for MappedOnly {
     type Held = (Address, u64);
@@ -120,6 +120,8 @@ impl Way for Unmapped {
         let handle = create(bytes, 0)?;
         let at = map(handle, bytes)?;
         cuMemsetD8_v2(at, 7, 4096);
+        // Unmapping does not wait for work.
+        cuCtxSynchronize();
         unmap(at, bytes).then(handle)
     }
 
@@ -171,7 +173,7 @@ impl Way for SecondMapping {
 }
 
 /// Exported and released: only the descriptor keeps it.
-struct Exported;
+pub struct Exported;
 
 impl Way for Exported {
     type Held = OwnedFd;

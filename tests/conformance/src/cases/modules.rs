@@ -18,6 +18,8 @@ cases!("modules":
     options_of_the_loader_are_taken,
     the_loading_mode_is_known,
     modules_need_a_context,
+    linked_ptx_can_be_loaded,
+    functions_tell_their_variables,
 );
 
 /// A module made of PTX has the functions that the PTX names.
@@ -185,5 +187,82 @@ fn modules_need_a_context() -> Outcome {
     ok!(cuInit(0));
     let mut module = 0;
     is!(cuModuleLoadData(&mut module, PTX.as_ptr().cast()), INVALID_CONTEXT);
+    Ok(())
+}
+
+const LINK_PTX: i32 = 1;
+
+fn link_ptx(link: Handle, text: &str) -> Code {
+    let (name, none) = (CString::new("part").unwrap_or_default(), std::ptr::null_mut());
+    cuLinkAddData_v2(link, LINK_PTX, text.as_ptr().cast(), text.len(), name.as_ptr(), 0, none, std::ptr::null_mut())
+}
+
+/// A kernel with variables in two memories, and one that does nothing.
+const VARIABLES: &str = "\
+.version 7.0
+.target sm_70
+.address_size 64
+.const .align 4 .b8 table[80] = {1, 2};
+.shared .align 4 .b8 tile[400];
+.visible .entry busy(.param .u64 out)
+{
+    .reg .b32 %r<3>;
+    .reg .b64 %rd<2>;
+    ld.param.u64 %rd0, [out];
+    cvta.to.global.u64 %rd0, %rd0;
+    mov.u32 %r0, %tid.x;
+    shl.b32 %r1, %r0, 2;
+    mov.u32 %r2, tile;
+    add.u32 %r2, %r2, %r1;
+    st.volatile.shared.u32 [%r2], %r0;
+    mov.u32 %r2, table;
+    add.u32 %r2, %r2, %r1;
+    ld.const.u32 %r1, [%r2];
+    st.global.u32 [%rd0], %r1;
+    ret;
+}
+.visible .entry idle(.param .u64 out)
+{
+    ret;
+}
+\0";
+
+/// What is linked of two pieces of PTX is an image with the functions of both.
+/// Source: NVIDIA CUDA Driver API, Module Management, cuLinkCreate, cuLinkAddData, cuLinkComplete.
+fn linked_ptx_can_be_loaded() -> Outcome {
+    let _gpu = Gpu::start()?;
+    let (mut link, mut image, mut bytes, mut module) = (0, std::ptr::null(), 0, 0);
+    ok!(cuLinkCreate_v2(0, std::ptr::null_mut(), std::ptr::null_mut(), &mut link));
+    ok!(link_ptx(link, PTX));
+    ok!(link_ptx(link, VARIABLES));
+    ok!(cuLinkComplete(link, &mut image, &mut bytes));
+    check!(!image.is_null() && bytes > 0, "{bytes} bytes at {image:?}");
+    ok!(cuModuleLoadData(&mut module, image));
+    ok!(cuLinkDestroy(link));
+    let address = alloc(4096)?;
+    ok!(launch(function(module, "fill_u32")?, 1, 32, 0, &[Arg::U64(address), Arg::U64(8), Arg::U32(33)]));
+    ok!(launch(function(module, "idle")?, 1, 32, 0, &[Arg::U64(address)]));
+    ok!(cuCtxSynchronize());
+    check!(read_u32(address)? == 33, "got {}", read_u32(address)?);
+    ok!(cuLinkCreate_v2(0, std::ptr::null_mut(), std::ptr::null_mut(), &mut link));
+    fails!(link_ptx(link, "this is not PTX at all\0"));
+    ok!(cuLinkDestroy(link));
+    Ok(())
+}
+
+/// A function tells how much shared and constant memory its variables take.
+/// Source: NVIDIA CUDA Driver API, Execution Control, cuFuncGetAttribute.
+fn functions_tell_their_variables() -> Outcome {
+    let _gpu = Gpu::start()?;
+    let mut module = 0;
+    ok!(cuModuleLoadData(&mut module, VARIABLES.as_ptr().cast()));
+    let busy = function(module, "busy")?;
+    let (mut shared, mut constant) = (0, 0);
+    ok!(cuFuncGetAttribute(&mut shared, 1, busy));
+    ok!(cuFuncGetAttribute(&mut constant, 2, busy));
+    check!(shared == 400, "{shared} bytes of shared memory");
+    check!(constant >= 80, "{constant} bytes of constants");
+    ok!(cuFuncGetAttribute(&mut shared, 1, function(module, "idle")?));
+    check!(shared == 0, "{shared} bytes of shared memory where none is used");
     Ok(())
 }
