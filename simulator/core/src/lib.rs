@@ -2,7 +2,7 @@
 //!
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
 //! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
-//! all processes share); `host_memory`, `multicast`, `space`, `host`, `managed` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
+//! all processes share); `host_memory`, `multicast`, `physical`, `space`, `host`, `managed` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
 //! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `sharing`, `module`, `context`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
@@ -31,6 +31,7 @@ pub mod managed;
 pub mod module;
 pub mod multicast;
 pub mod objects;
+pub mod physical;
 pub mod pool;
 pub mod ptx;
 pub mod ranges;

@@ -5,7 +5,7 @@
 
 use crate::code::{ILLEGAL_STATE, INVALID_DEVICE, INVALID_VALUE, R};
 use crate::config::FRAME;
-use crate::space::Physical;
+use crate::physical::Physical;
 use crate::sync::lock;
 use std::sync::{Arc, Mutex};
 
