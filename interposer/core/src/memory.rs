@@ -441,6 +441,10 @@ impl Runtime {
             self.unhold(address);
             self.uncharge_import(device, bytes, charged);
         }
+        let externals = lock(&self.handles).external_context_gone(context);
+        for external in externals {
+            self.external_ended(external);
+        }
     }
 }
 

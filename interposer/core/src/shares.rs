@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::Status;
-use crate::handles::{Charge, Descriptor, Ended};
+use crate::handles::{Charge, Descriptor, Ended, ExternalEnded};
 use crate::lock;
 use crate::quota::Backing;
 use crate::runtime::Runtime;
@@ -172,6 +172,14 @@ impl Runtime {
         resident.fetch_add(more, SeqCst);
         crate::take_off(resident, less);
         self.observed.changes_ended.fetch_add(1, SeqCst);
+    }
+
+    /// External memory is gone with all that was mapped from it.
+    pub fn external_ended(&self, ended: ExternalEnded) {
+        if let Some((device, bytes, charged)) = ended.import {
+            self.uncharge_import(device, bytes, charged);
+        }
+        self.ended(ended.ended);
     }
 
     /// Nothing of this process refers to this memory any more.

@@ -8,6 +8,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use external::External;
+pub use external::ExternalEnded;
+
 /// Device index and bytes.
 pub type Charge = (usize, u64);
 
@@ -95,6 +98,9 @@ pub struct Handles {
     by_address: BTreeMap<u64, u64>,
     others: HashMap<u64, (Other, usize)>,
     opened: HashMap<u64, Open>,
+    external: HashMap<u64, External>,
+    /// External memory, and what is mapped from it.
+    external_of: HashMap<u64, u64>,
 }
 
 impl Handles {
@@ -372,8 +378,8 @@ impl Handles {
         known.map(|open| open.count += 1).is_some()
     }
 
-    /// The first time it is opened here, with its charge. External memory is known by its handle. `false`:
-    /// another thread has opened it meanwhile, and what it was charged now is to be undone.
+    /// The first time it is opened here, with its charge. `false`: another thread has opened it meanwhile, and
+    /// what it was charged now is to be undone.
     #[must_use]
     pub fn opened(&mut self, address: u64, import: Import, context: usize) -> bool {
         if self.open_again(address) {
@@ -440,6 +446,8 @@ impl Handles {
         (others, imports)
     }
 }
+
+mod external;
 
 #[cfg(test)]
 mod tests;

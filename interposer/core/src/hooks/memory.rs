@@ -161,9 +161,20 @@ pub unsafe fn cuMemAllocPitch(
 
 /// Destroys something that is on record by a key, and uncharges it. Off the record first: another thread
 /// may get the same key for something new as soon as the driver is done.
-pub(super) fn destroy_other(runtime: &Runtime, key: u64, destroy: impl FnOnce() -> Status) -> Status {
-    let other = lock(&runtime.handles).take_other(key);
+pub(super) fn destroy_other(
+    runtime: &Runtime,
+    key: u64,
+    destroy: impl FnOnce() -> Status,
+) -> Status {
+    let (other, external) = {
+        let mut handles = lock(&runtime.handles);
+        (handles.take_other(key), handles.external_destroying(key))
+    };
     let status = destroy();
+    if let Some(id) = external {
+        let ended = lock(&runtime.handles).external_destroyed(key, id, status.is_success());
+        runtime.external_ended(ended);
+    }
     let Some((other, context)) = other else {
         return status;
     };

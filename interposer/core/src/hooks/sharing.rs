@@ -22,6 +22,8 @@ use super::report::ours;
 const DEVICE: u32 = 1;
 /// `CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR`
 const POSIX_FD: u32 = 1;
+/// `CU_EXTERNAL_MEMORY_HANDLE_TYPE_OPAQUE_FD`
+const OPAQUE_FD: u32 = 1;
 /// Bytes of an IPC handle and of a pool pointer's export data.
 const HANDLE: usize = 64;
 
@@ -211,7 +213,9 @@ pub unsafe fn cuIpcCloseMemHandle(real: sig::cuIpcCloseMemHandle, dptr: u64) -> 
 fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
     let closing =
         limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).closing(key)?)));
-    if closing.as_ref().is_some_and(|(_, closing)| closing.last.is_some())
+    if closing
+        .as_ref()
+        .is_some_and(|(_, closing)| closing.last.is_some())
         && let Some((runtime, _)) = &closing
     {
         runtime.unhold(key);
@@ -290,7 +294,9 @@ pub unsafe fn cuMemPoolImportPointer(
 struct ExternalDesc {
     kind: u32,
     pad: u32,
-    handle: [u64; 2],
+    /// The union's other members are pointers.
+    fd: i32,
+    rest: [u32; 3],
     size: u64,
 }
 const _: () = {
@@ -312,11 +318,16 @@ pub unsafe fn cuImportExternalMemory(
         return unsafe { real(extMem_out, memHandleDesc) };
     };
     // SAFETY: the application's descriptor, not null.
-    let bytes = unsafe { memHandleDesc.cast::<ExternalDesc>().read_unaligned() }.size;
-    let charged = match runtime.charge_import(device, bytes, 0) {
+    let desc = unsafe { memHandleDesc.cast::<ExternalDesc>().read_unaligned() };
+    let charged = match runtime.charge_import(device, desc.size, 0) {
         Ok(charged) => charged,
         Err(why) => return why,
     };
+    // The driver takes the descriptor over, so it is looked up before.
+    let kept = (desc.kind == OPAQUE_FD)
+        .then(|| descriptor(desc.fd))
+        .flatten()
+        .and_then(|descriptor| lock(&runtime.handles).external_importing(&descriptor));
     let inside = gate::enter();
     // SAFETY: the application's own call.
     let status = unsafe { real(extMem_out, memHandleDesc) };
@@ -324,13 +335,55 @@ pub unsafe fn cuImportExternalMemory(
     if status.is_success() {
         // SAFETY: checked against null, written by the driver.
         let key = unsafe { *extMem_out } as u64;
-        if !lock(&runtime.handles).opened(key, (device, bytes, charged), context) {
-            runtime.uncharge_import(device, bytes, charged);
-        }
+        let import = (device, desc.size, charged);
+        lock(&runtime.handles).external_opened(key, import, context, kept);
     } else {
-        runtime.uncharge_import(device, bytes, charged);
+        let ended = lock(&runtime.handles).external_refused(kept);
+        runtime.ended(ended);
+        runtime.uncharge_import(device, desc.size, charged);
     }
     status
+}
+
+/// What is mapped from external memory keeps it, even when that itself is destroyed.
+fn mapped(memory: *mut c_void, map: impl FnOnce() -> (Status, u64)) -> Status {
+    let inside = gate::enter();
+    let (status, made) = map();
+    drop(inside);
+    if let (true, Some(runtime)) = (status.is_success() && made != 0, limited()) {
+        lock(&runtime.handles).external_mapped(memory as u64, made);
+    }
+    status
+}
+
+pub unsafe fn cuExternalMemoryGetMappedBuffer(
+    real: sig::cuExternalMemoryGetMappedBuffer,
+    devPtr: *mut u64,
+    extMem: *mut c_void,
+    bufferDesc: *const c_void,
+) -> Status {
+    mapped(extMem, || {
+        // SAFETY: the application's own call.
+        let status = unsafe { real(devPtr, extMem, bufferDesc) };
+        // SAFETY: the driver has written it if it answers success.
+        let made = (status.is_success() && !devPtr.is_null()).then(|| unsafe { *devPtr });
+        (status, made.unwrap_or(0))
+    })
+}
+
+pub unsafe fn cuExternalMemoryGetMappedMipmappedArray(
+    real: sig::cuExternalMemoryGetMappedMipmappedArray,
+    mipmap: *mut *mut c_void,
+    extMem: *mut c_void,
+    mipmapDesc: *const c_void,
+) -> Status {
+    mapped(extMem, || {
+        // SAFETY: the application's own call.
+        let status = unsafe { real(mipmap, extMem, mipmapDesc) };
+        // SAFETY: the driver has written it if it answers success.
+        let made = (status.is_success() && !mipmap.is_null()).then(|| unsafe { *mipmap });
+        (status, made.map_or(0, |made| made as u64))
+    })
 }
 
 pub unsafe fn cuDestroyExternalMemory(
@@ -338,5 +391,9 @@ pub unsafe fn cuDestroyExternalMemory(
     extMem: *mut c_void,
 ) -> Status {
     // SAFETY: the application's own call.
-    close(extMem as u64, || unsafe { real(extMem) })
+    let destroy = || unsafe { real(extMem) };
+    match limited() {
+        Some(runtime) => super::memory::destroy_other(runtime, extMem as u64, destroy),
+        None => destroy(),
+    }
 }

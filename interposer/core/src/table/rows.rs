@@ -142,8 +142,8 @@ macro_rules! driver_rows {
             off none cuEventRecordWithFlags_ptsz = cuEventRecordWithFlags 11010 [ptsz orders] (hEvent: *mut c_void, hStream: *mut c_void, flags: u32);
             slot none cuEventRecord_ptsz = cuEventRecord 7000 [ptsz orders] (hEvent: *mut c_void, hStream: *mut c_void);
             slot none cuEventSynchronize = cuEventSynchronize 2000 [orders] (hEvent: *mut c_void);
-            gated needs_residency cuExternalMemoryGetMappedBuffer = cuExternalMemoryGetMappedBuffer 10000 [maps shares] (devPtr: *mut u64, extMem: *mut c_void, bufferDesc: *const c_void);
-            gated needs_residency cuExternalMemoryGetMappedMipmappedArray = cuExternalMemoryGetMappedMipmappedArray 10000 [maps shares] (mipmap: *mut *mut c_void, extMem: *mut c_void, mipmapDesc: *const c_void);
+            custom needs_residency cuExternalMemoryGetMappedBuffer = cuExternalMemoryGetMappedBuffer 10000 [maps shares] (devPtr: *mut u64, extMem: *mut c_void, bufferDesc: *const c_void);
+            custom needs_residency cuExternalMemoryGetMappedMipmappedArray = cuExternalMemoryGetMappedMipmappedArray 10000 [maps shares] (mipmap: *mut *mut c_void, extMem: *mut c_void, mipmapDesc: *const c_void);
             gated submits cuFabricCpyBatchAsync = cuFabricCpyBatchAsync 13050 [] (numOps: usize, opList: *mut c_void, flags: u64, hStream: *mut c_void);
             gated submits cuFabricCpyBatchAsync_ptsz = cuFabricCpyBatchAsync 13050 [ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: *mut c_void);
             off none cuFlushGPUDirectRDMAWrites = cuFlushGPUDirectRDMAWrites 11030 [orders] (target: u32, scope: u32);

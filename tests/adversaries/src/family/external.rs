@@ -21,6 +21,8 @@ const OPAQUE_FD: u32 = 1;
 /// Exported, released, imported as external memory, mapped. The import takes the descriptor.
 struct External {
     mapped: bool,
+    /// Destroyed at once: only the buffer keeps the memory.
+    destroyed: bool,
 }
 
 impl Way for External {
@@ -53,12 +55,23 @@ impl Way for External {
                 return Err(code);
             }
         }
+        if self.destroyed {
+            let code = cuDestroyExternalMemory(memory);
+            if !code.is_ok() {
+                return Err(code);
+            }
+        }
         Ok((memory, at))
     }
 
     fn give(&mut self, (memory, at): Self::Held) -> Code {
-        if at != 0 {
-            cuMemFree_v2(at);
+        let freed = if at != 0 {
+            cuMemFree_v2(at)
+        } else {
+            Code::SUCCESS
+        };
+        if self.destroyed {
+            return freed;
         }
         cuDestroyExternalMemory(memory)
     }
@@ -133,8 +146,13 @@ impl Drop for Passed {
 
 /// See the module.
 pub fn run(stage: &Stage) {
-    attempt(stage, "external memory", External { mapped: false });
-    attempt(stage, "external memory, mapped", External { mapped: true });
+    for (name, mapped, destroyed) in [
+        ("external memory", false, false),
+        ("external memory, mapped", true, false),
+        ("external memory, mapped and destroyed", true, true),
+    ] {
+        attempt(stage, name, External { mapped, destroyed });
+    }
     match Passed::new() {
         Ok(passed) => attempt(stage, "pool handed on", passed),
         Err(code) => stage.skip(
