@@ -425,10 +425,11 @@ def demo(m, unit):
         m.restart(*usual)
 
 
-# Rules that programs see otherwise under Spillway: stream-ordered memory comes from its heap, not from the
-# driver's pool, and a program is told of its own workload's memory only.
-OTHERWISE = {"pools.figures_of_a_pool_add_up", "pools.a_threshold_keeps_memory_until_trimmed",
-             "processes.memory_is_shared_out_among_processes"}
+# Rules that programs see otherwise under Spillway: a program is told of its own workload's memory only, and
+# managed memory is charged whole from its allocation on. The same list as in tests/e2e/tests/support/rules.rs.
+OTHERWISE = {"processes.memory_is_shared_out_among_processes", "managed.an_allocation_takes_no_device_memory",
+             "managed.prefetches_bring_pages_and_take_them_away", "managed.advice_keeps_pages_on_the_host",
+             "managed.it_leaves_for_allocations", "managed.locations_of_the_second_version"}
 
 
 def driver_rules(m, unit):
