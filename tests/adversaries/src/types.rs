@@ -184,10 +184,11 @@ pub struct IpcHandle(pub [u8; 64]);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ExternalMemory {
     pub kind: u32,
+    /// The union's other members are pointers, so it lies at 8.
+    pub padding: u32,
     pub descriptor: i32,
     /// The rest of a union of 16 bytes.
     pub rest: [i32; 3],
-    pub padding: u32,
     pub bytes: u64,
     pub flags: u32,
     pub reserved: [u32; 16],
