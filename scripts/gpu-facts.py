@@ -623,31 +623,194 @@ def uuid():
     return {"uuid": f"GPU-{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"}
 
 
-def overhead():
-    """Device memory that a context and a module take, by NVML."""
-    nv = C.CDLL("libnvidia-ml.so.1")
-    if nv.nvmlInit_v2():
-        raise CudaError("nvmlInit_v2 failed")
+class Watch:
+    """What NVML says of CUDA's first device: used by all, and by this process (None: it does not say)."""
 
     class Mem(C.Structure):
         _fields_ = [("total", u64), ("free", u64), ("used", u64)]
-    d, m = vp(), Mem()
-    # CUDA's first device need not be NVML's: CUDA_VISIBLE_DEVICES and the order differ.
-    probe = subprocess.run([sys.executable, os.path.abspath(__file__), "--section", "uuid"], capture_output=True, text=True)
-    text = json.loads(probe.stdout)["uuid"]
-    if nv.nvmlDeviceGetHandleByUUID(text.encode(), C.byref(d)):
-        raise CudaError(f"NVML does not know {text}")
 
-    def used():
-        if nv.nvmlDeviceGetMemoryInfo(d, C.byref(m)):
+    class Process(C.Structure):  # nvmlProcessInfo_v2_t
+        _fields_ = [("pid", u32), ("used", u64), ("gi", u32), ("ci", u32)]
+
+    def __init__(self):
+        self.nv, self.d = C.CDLL("libnvidia-ml.so.1"), vp()
+        if self.nv.nvmlInit_v2():
+            raise CudaError("nvmlInit_v2 failed")
+        # CUDA's first device need not be NVML's: CUDA_VISIBLE_DEVICES and the order differ.
+        probe = subprocess.run([sys.executable, os.path.abspath(__file__), "--section", "uuid"], capture_output=True, text=True)
+        text = json.loads(probe.stdout)["uuid"]
+        if self.nv.nvmlDeviceGetHandleByUUID(text.encode(), C.byref(self.d)):
+            raise CudaError(f"NVML does not know {text}")
+
+    def used(self):
+        m = self.Mem()
+        if self.nv.nvmlDeviceGetMemoryInfo(self.d, C.byref(m)):
             raise CudaError("nvmlDeviceGetMemoryInfo failed")
         return m.used // MiB
-    a = used()
+
+    def own(self):
+        """None: this process is not in the list; a list of pids: it is not, and these are."""
+        n, all_ = u32(64), (self.Process * 64)()
+        r = self.nv.nvmlDeviceGetComputeRunningProcesses_v3(self.d, C.byref(n), all_)
+        if r:
+            return f"error {r}"
+        mine = [p.used // MiB for p in all_[:n.value] if p.pid == os.getpid()]
+        return mine[0] if mine else [p.pid for p in all_[:n.value]]
+
+
+def overhead():
+    """Device memory that a context and a module take, by NVML, in MiB: of the device, of this process."""
+    w = Watch()
+    a = w.used()
     g = Gpu(False)
-    b = used()
+    b = w.used()
     ctx = vp(); t = timed(lambda: g.call("cuDevicePrimaryCtxRetain", C.byref(ctx), g.dev)); g.call("cuCtxSetCurrent", ctx)
-    c = used(); g.kernels(); e = used()
-    return {"before_MiB": a, "after_cuInit": b, "after_context": c, "after_module": e, "context_s": round(t, 3)}
+    c, own = w.used(), w.own(); g.kernels(); e = w.used()
+    return {"before_MiB": a, "after_cuInit": b, "after_context": c, "this_process": own, "after_module": e, "context_s": round(t, 3)}
+
+
+def limits():
+    """MiB that a raised limit takes at once, and with the first launch after it: by cuMemGetInfo, NVML's device, this process."""
+    out, w = {}, Watch()
+    g = Gpu(); k, s = g.kernels(), g.stream()
+    va, _ = g.mapped(2 * MiB)
+
+    def look():
+        return g.free() // MiB, w.used(), w.own()
+
+    def go():
+        g.launch(k["fill_u32"], s, u64(va), u64(1024), u32(1)); g.sync()
+    go()
+    for name, number, value in (("STACK_SIZE 1 KiB", 0, 1024), ("STACK_SIZE 16 KiB", 0, 16384), ("STACK_SIZE 1 KiB again", 0, 1024),
+                                ("PRINTF_FIFO_SIZE 64 MiB", 1, 64 * MiB), ("MALLOC_HEAP_SIZE 512 MiB", 2, 512 * MiB),
+                                ("DEV_RUNTIME_PENDING_LAUNCH_COUNT 65536", 4, 65536)):
+        before, had = look(), sz()
+        g.code("cuCtxGetLimit", C.byref(had), number)
+        r = g.code("cuCtxSetLimit", number, sz(value))
+        after = look(); go(); then = look()
+        diff = lambda x: [before[0] - x[0], x[1] - before[1], x[2] - before[2] if isinstance(x[2], int) and isinstance(before[2], int) else None]
+        out[name] = {"was": had.value, "result": r, "at once": diff(after), "after a launch": diff(then)}
+    return out
+
+
+def managed():
+    """1 GiB of managed memory: what of it cuMemGetInfo, NVML's device and process figures show, in MiB, and how fast a kernel reads it."""
+    w, out = Watch(), {}
+    g = Gpu(); k, s = g.kernels(), g.stream()
+    n = min(GiB, g.share(GiB))
+    p, o = u64(), u64()
+    g.call("cuMemAlloc_v2", C.byref(o), sz(4))
+    look = lambda: (g.free() // MiB, w.used(), w.own())
+    base = look()
+
+    def note(label):
+        now = look()
+        out[label] = [base[0] - now[0], now[1] - base[1], now[2] - base[2] if isinstance(now[2], int) and isinstance(base[2], int) else now[2]]
+
+    def rate():
+        try:
+            return round(n / timed(lambda: (g.launch(k["sum4"], s, p, u64(n // 16), o), g.sync())) / 1e9, 1)
+        except CudaError as why:  # the simulator has no such kernel
+            return str(why)
+    g.call("cuMemAllocManaged", C.byref(p), sz(n), 1)
+    note("allocated")
+    g.launch(k["fill_u32"], s, p, u64(n // 4), u32(3)); g.sync()
+    note("written by a kernel")
+    out["kernel_read_GBps"] = [rate() for _ in range(3)]
+    C.memset(p.value, 1, n)
+    note("written by the CPU")
+    out["kernel_read_after_CPU_GBps"] = rate()
+    note("read by a kernel")
+    v = u64()
+    r = g.code("cuMemAlloc_v2", C.byref(v), sz(n))
+    note("and as much allocated plainly"); out["that answered"] = r
+    if r == 0:
+        g.call("cuMemFree_v2", v)
+    g.call("cuMemFree_v2", p)
+    note("freed")
+    return out
+
+
+def answers():
+    """What the driver answers where its documentation leaves it open: [error, value]."""
+    g, out = Gpu(), {}
+    on, off, v = u32(1), u32(0), u64()
+    p = u64(); g.call("cuMemAlloc_v2", C.byref(p), sz(4 * MiB))
+    va, hs = g.mapped(4 * MiB)
+    prop = g.prop(); prop.flags[1] = 1  # gpuDirectRDMACapable
+    r = g.reserve(4 * MiB); h = u64()
+    rdma = g.code("cuMemCreate", C.byref(h), sz(4 * MiB), C.byref(prop), u64(0))
+    out["cuMemCreate with gpuDirectRDMACapable"] = rdma
+    places = [("cuMemAlloc", p.value), ("cuMemMap", va)]
+    if rdma == 0:
+        g.map(r, 4 * MiB, h); g.access(r, 4 * MiB)
+        places.append(("cuMemMap with gpuDirectRDMACapable", r))
+    for name, at in places:
+        out["SYNC_MEMOPS set on " + name] = g.code("cuPointerSetAttribute", C.byref(on), 6, u64(at))
+        out["SYNC_MEMOPS cleared on " + name] = g.code("cuPointerSetAttribute", C.byref(off), 6, u64(at))
+    again = g.reserve(8 * MiB)
+    out["cuMemUnmap of what is reserved"] = g.code("cuMemUnmap", u64(again), sz(4 * MiB))
+    out["cuMemUnmap of what is not reserved"] = g.code("cuMemUnmap", u64(0x600000000000), sz(4 * MiB))
+    out["cuMemUnmap of cuMemAlloc's"] = g.code("cuMemUnmap", p, sz(4 * MiB))
+    h2 = g.create(4 * MiB); g.map(again, 4 * MiB, h2)
+    out["cuMemUnmap of mapped and unmapped"] = g.code("cuMemUnmap", u64(again), sz(8 * MiB))
+    out["cuMemMap with an offset"] = g.code("cuMemMap", u64(again + 4 * MiB), sz(2 * MiB), sz(2 * MiB), hs[0], u64(0))
+    out["cuMemMap with flags"] = g.code("cuMemMap", u64(again + 4 * MiB), sz(4 * MiB), sz(0), hs[0], u64(1))
+    mode = i32(17)
+    out["cuThreadExchangeStreamCaptureMode(17), and the mode then"] = [g.code("cuThreadExchangeStreamCaptureMode", C.byref(mode))]
+    mode2 = i32(0); g.code("cuThreadExchangeStreamCaptureMode", C.byref(mode2))
+    out["cuThreadExchangeStreamCaptureMode(17), and the mode then"].append(mode2.value)
+    # Entry points of before CUDA 3.2, which have 32-bit addresses and sizes.
+    p32, free32, total32 = u32(0xabababab), u32(0), u32(0)
+    for name, args in (("cuMemGetInfo", (C.byref(free32), C.byref(total32))), ("cuMemAlloc", (C.byref(p32), u32(4 * MiB))),
+                       ("cuDeviceTotalMem", (C.byref(total32), g.dev)), ("cuMemsetD8", (p32, C.c_ubyte(1), u32(MiB))), ("cuMemFree", (p32,))):
+        try:
+            code = g.code(name, *args)
+        except AttributeError:
+            code = "not exported"
+        out[f"{name} of the first version"] = [code, p32.value if name == "cuMemAlloc" else free32.value if "Info" in name else total32.value if "Total" in name else None]
+    # Stream-ordered memory freed by cuMemFree: when does the pool's figure go down?
+    pool, used = vp(), u64()
+    g.call("cuDeviceGetDefaultMemPool", C.byref(pool), g.dev)
+    s, q = g.stream(), u64()
+    g.call("cuMemAllocAsync", C.byref(q), sz(16 * MiB), s); g.sync(s)
+
+    def figure():
+        g.call("cuMemPoolGetAttribute", pool, 7, C.byref(used)); return used.value
+    row = [figure(), g.code("cuMemFree_v2", q), figure()]
+    g.sync(); row.append(figure()); g.sync(s); row.append(figure())
+    g.call("cuMemAllocAsync", C.byref(q), sz(2 * MiB), s); g.call("cuMemFreeAsync", q, s); g.sync(s); row.append(figure())
+    out["pool's used: at first, [cuMemFree], at once, context, stream synchronised, after another"] = row
+    return out
+
+
+def green():
+    """MiB that green contexts take: by cuMemGetInfo, NVML's device, this process."""
+    g, w, out = Gpu(), Watch(), {}
+    if not hasattr(g.lib, "cuGreenCtxCreate"):
+        return {"green contexts": "not in this driver"}
+    look = lambda: (g.free() // MiB, w.used(), w.own())
+    sm, n, desc = (C.c_ubyte * 144)(), u32(1), vp()
+    out["cuDeviceGetDevResource"] = g.code("cuDeviceGetDevResource", g.dev, C.byref(sm), 1)
+    part, rest = (C.c_ubyte * 144)(), (C.c_ubyte * 144)()
+    out["cuDevSmResourceSplitByCount"] = g.code("cuDevSmResourceSplitByCount", C.byref(part), C.byref(n), C.byref(sm), C.byref(rest), 0, 16)
+    out["cuDevResourceGenerateDesc"] = g.code("cuDevResourceGenerateDesc", C.byref(desc), C.byref(part), 1)
+    had, made = look(), []
+    for i in range(3):
+        c = vp()
+        r = g.code("cuGreenCtxCreate", C.byref(c), desc, g.dev, 1)
+        now = look(); made.append(c)
+        out[f"cuGreenCtxCreate {i + 1}"] = [r, had[0] - now[0], now[1] - had[1], now[2] if not isinstance(now[2], int) else now[2] - had[2]]
+        if r:
+            break
+        ctx = vp(); s = vp()
+        r2 = g.code("cuCtxFromGreenCtx", C.byref(ctx), c); r3 = g.code("cuGreenCtxStreamCreate", C.byref(s), c, 1, 0)
+        now = look(); out[f"with a context and a stream {i + 1}"] = [r2, r3, had[0] - now[0], now[1] - had[1]]
+    for c in made:
+        if c.value:
+            g.code("cuGreenCtxDestroy", c)
+    now = look(); out["destroyed"] = [had[0] - now[0], now[1] - had[1]]
+    return out
 
 
 def checkpoint():
@@ -681,7 +844,7 @@ def checkpoint():
 
 SECTIONS = dict(device=device, addresses=addresses, vmm_cost=vmm_cost, vmm_two_processes=vmm_two_processes, zeroed=zeroed, copies=copies,
                 registration=registration, host_remap=host_remap, graph_after_remap=graph_after_remap, waits=waits, context_end=context_end, capture=capture, queries=queries,
-                overhead=overhead, checkpoint=checkpoint)
+                overhead=overhead, answers=answers, limits=limits, managed=managed, green=green, checkpoint=checkpoint)
 
 
 # Parts of sections that need a process of their own.

@@ -2,7 +2,7 @@
 
 use crate::abi::{In, Out, exports, put_bytes};
 use spillway_simulator_core::classic::{EXTERNAL, IMPORTED};
-use spillway_simulator_core::code::{INVALID_VALUE, R};
+use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R};
 use spillway_simulator_core::driver::{self, Driver};
 use spillway_simulator_core::host::Kind;
 use spillway_simulator_core::sync::{lock, read};
@@ -165,6 +165,10 @@ exports! {
         let on = value.get()? != 0;
         // SYNC_MEMOPS is the only one that can be set.
         let known = known(driver, address).filter(|_| which == 6).ok_or(INVALID_VALUE)?;
+        if known.vmm {
+            // As driver 580.
+            return Err(NOT_SUPPORTED);
+        }
         let mut all = lock(&driver.sync_memops);
         if on {
             all.insert(known.id);

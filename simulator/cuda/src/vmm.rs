@@ -164,7 +164,10 @@ exports! {
         let driver = driver::get()?;
         let physical = handle(driver, id)?;
         let size = whole(size as u64)?;
-        if offset != 0 || flags != 0 || size > physical.bytes() || !start.is_multiple_of(FRAME) {
+        if offset != 0 {
+            return Err(NOT_SUPPORTED);
+        }
+        if flags != 0 || size > physical.bytes() || !start.is_multiple_of(FRAME) {
             return Err(INVALID_VALUE);
         }
         physical.multicast().map_or(Ok(()), |multicast| multicast.complete())?;
@@ -183,6 +186,11 @@ exports! {
         let size = whole(size as u64)?;
         cost(driver, UNMAP, size);
         let mut space = write(&driver.space);
+        let reserved = |(s, length): (u64, u64)| start.checked_add(size).is_some_and(|end| end <= s + length);
+        if !space.any_region(start, size) && space.reservation(start).is_some_and(reserved) {
+            // As driver 580: nothing to do is no error.
+            return Ok(());
+        }
         let parts = space.exactly(start, size).ok_or(INVALID_VALUE)?;
         if parts.iter().any(|p| space.regions.get(p).is_none_or(|r| !r.vmm)) {
             return Err(INVALID_VALUE);

@@ -47,6 +47,13 @@ impl Gpu {
         Ok(value)
     }
 
+    /// Whether no real device can come to harm.
+    pub fn is_simulated(&self) -> Result<bool, Stop> {
+        let mut name = [0_u8; 64];
+        ok!(cuDeviceGetName(name.as_mut_ptr().cast(), 64, self.device));
+        Ok(name.windows(9).any(|word| word == b"Simulated"))
+    }
+
     /// Skips the case unless the device says that it can do this.
     pub fn needs(&self, attribute: i32, what: &str) -> Outcome {
         if self.attribute(attribute)? == 0 {

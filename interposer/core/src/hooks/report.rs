@@ -4,6 +4,7 @@
 //! host, too.
 
 use core::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::driver::Status;
 use crate::heap::Alloc;
@@ -270,11 +271,23 @@ pub unsafe fn cuPointerSetAttribute(
     // SAFETY: the application's own call; the gate keeps the memory in place.
     let status = unsafe { real(value, attribute, ptr) };
     drop(inside);
-    if status.is_success()
-        && attribute == attribute::SYNC_MEMOPS
+    if attribute == attribute::SYNC_MEMOPS
         && let Some(runtime) = limited()
         && let Some(alloc) = ours(runtime, ptr)
     {
+        if !status.is_success() {
+            // Drivers have it for cuMemAlloc's memory alone. Who asks is about to let another device reach in
+            // (GPUDirect), which must not happen to memory that moves: a refusal is right, its reason is told.
+            static TOLD: AtomicBool = AtomicBool::new(false);
+            if !TOLD.swap(true, Relaxed) {
+                crate::say::warning!(
+                    "CU_POINTER_ATTRIBUTE_SYNC_MEMOPS is refused (driver error {}) for memory that can be \
+                     swapped; a program that uses GPUDirect needs SPILLWAY_SWAP=never",
+                    status.0
+                );
+            }
+            return status;
+        }
         // SAFETY: the driver has just read it.
         let on = unsafe { value.cast::<u8>().read() } != 0;
         lock(&runtime.heap).set_sync_memops(alloc.ptr, on);

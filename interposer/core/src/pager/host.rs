@@ -83,8 +83,13 @@ impl HostMemory {
         self.forget_retired(runtime);
         let want = lock(&runtime.heap).pageable_bytes();
         match self.arrived(runtime) {
-            // The rest can wait until then.
-            Arrival::Awaited => return,
+            // What came before it can be registered meanwhile; the rest can wait.
+            Arrival::Awaited => {
+                if self.register_one(runtime) {
+                    runtime.pager.poke();
+                }
+                return;
+            }
             Arrival::Failed => self.pause = Some(Instant::now() + Duration::from_secs(1)),
             Arrival::Came => runtime.pager.poke(),
             Arrival::Nothing => {}
