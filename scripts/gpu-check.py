@@ -4,7 +4,9 @@ Parts:
   conformance   tests/conformance on the real driver, without Spillway: is the simulator right?
   e2e           programs under Spillway on the real driver: quotas, swaps, deaths, every byte checked
   facts         the questions that no documentation answers (gpu-facts.py)
-  all           these three
+  models        language models that take turns: cold start against swap-in (gpu-models.py; needs PyTorch)
+  peers         other ways to bring a model off the GPU and back (gpu-peers.py; needs PyTorch)
+  all           all of these
 
 Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json and
 report.md, and per part a JSON file and logs. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
@@ -13,7 +15,8 @@ could be run. No setting of the GPU is changed; an idle GPU gives the best figur
 import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-PARTS = ("conformance", "e2e", "facts")
+PARTS = ("conformance", "e2e", "facts", "models", "peers")
+OPTIONAL = ("models", "peers")  # where PyTorch is: all of it may be skipped
 LIMIT = 540  # seconds for a part, whatever happens
 GRACE = 20  # of these, for its own clean-up
 
@@ -147,11 +150,24 @@ def facts(here, out, env):
     return code, seconds, cases
 
 
+def models(here, out, env, name="models"):
+    folder = out / name
+    folder.mkdir(exist_ok=True)
+    code, seconds = bounded([sys.executable, str(here / f"scripts/gpu-{name}.py"), "--base", str(here), "--out", str(folder),
+                             "--seconds", str(LIMIT - 90)], folder / f"{name}.log", env, LIMIT - GRACE)
+    return code, seconds, (read_json(folder / f"{name}.json") or {}).get("cases", [])
+
+
+def peers(here, out, env):
+    return models(here, out, env, "peers")
+
+
 def part(name, here, out, env):
     """One part's account."""
     print(f"gpu-check: {name} ...", flush=True)
     try:
-        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts}[name](here, out, env)
+        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts,
+                                "models": models, "peers": peers}[name](here, out, env)
     except OSError as why:
         code, seconds, cases = 1, 0.0, [{"name": name, "result": "FAIL", "reason": str(why)}]
     count = lambda word: sum(case["result"] == word for case in cases)
@@ -162,7 +178,7 @@ def part(name, here, out, env):
         problems.append(f"its {LIMIT} s were over before it was done")
     elif code != 0 and not problems:
         problems.append(f"ended with {code}; see its log")
-    elif not account["passed"]:
+    elif not account["passed"] and not (name in OPTIONAL and account["skipped"]):
         problems.append("nothing passed; see its log")
     account["problems"] = problems
     print(f"gpu-check: {name}: {account['passed']} passed, {account['failed']} failed, {account['skipped']} skipped "
@@ -197,6 +213,8 @@ def markdown(report):
         text += [f"- {case['name']}: `{json.dumps(case['figures'])}`" for case in p["cases"] if case.get("figures")]
         if p["part"] == "facts":
             text.append("\nThe answers: [facts/gpu-facts.md](facts/gpu-facts.md)")
+        if p["part"] in ("models", "peers"):
+            text.append(f"\nThe table: [{p['part']}/{p['part']}.md]({p['part']}/{p['part']}.md)")
     return "\n".join(text) + "\n"
 
 
@@ -216,7 +234,7 @@ def simulated(here, env):
 
 def main():
     ap = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("parts", nargs="*", metavar="PART", help="conformance, e2e, facts or all [all]")
+    ap.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} or all [all]")
     ap.add_argument("--out", type=Path, default=Path("gpu-check-report"), help="folder for the report [gpu-check-report]")
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
