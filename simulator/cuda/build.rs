@@ -20,6 +20,22 @@ fn implemented(text: &str, names: &mut BTreeSet<String>) {
     }
 }
 
+/// The version that gave addresses and sizes 64 bits.
+const WIDE: u32 = 3020;
+/// They got a second version then, too, and go with contexts of both kinds: the one makes them, the other needs none.
+const OF_BOTH: [&str; 2] = ["cuCtxCreate", "cuDeviceTotalMem"];
+
+/// Which contexts an entry point works in, for `abi::Interface`.
+fn interface(symbol: &str, base: &str, names: &BTreeSet<(&str, u32)>) -> &'static str {
+    let wide = format!("{base}_v2");
+    let widened = names.contains(&(wide.as_str(), WIDE)) && !OF_BOTH.contains(&base);
+    match symbol.strip_prefix(base) {
+        Some("") if widened => "Old",
+        Some("_v2" | "_v2_ptds" | "_v2_ptsz") if widened => "New",
+        _ => "Any",
+    }
+}
+
 fn main() {
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=driver_api.csv");
@@ -42,6 +58,15 @@ fn main() {
     let mut declared = String::new();
     let mut since = String::new();
     let mut rows = String::new();
+    let mut interfaces = String::new();
+    let versions: BTreeSet<(&str, u32)> = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut columns = line.split(',');
+            Some((columns.next()?, columns.nth(1)?.parse().ok()?))
+        })
+        .collect();
     for line in table.lines().skip(1) {
         let columns: Vec<&str> = line.split(',').collect();
         let [symbol, base, version, variant] = columns[..] else {
@@ -49,6 +74,12 @@ fn main() {
         };
         if names.remove(symbol) {
             writeln!(since, "    pub const {symbol}: u32 = {version};").expect("write");
+            let which = interface(symbol, base, &versions);
+            writeln!(
+                interfaces,
+                "    pub const {symbol}: Interface = Interface::{which};"
+            )
+            .expect("write");
         } else {
             writeln!(
                 stubs,
@@ -68,7 +99,7 @@ fn main() {
     let out = std::env::var("OUT_DIR").expect("OUT_DIR");
     std::fs::write(Path::new(&out).join("stubs.rs"), stubs).expect("stubs.rs");
     let table = format!(
-        "mod declared {{\n    unsafe extern \"C\" {{\n{declared}    }}\n}}\n\n/// The version that introduced each export that the sources define.\n#[allow(non_upper_case_globals)]\npub mod since {{\n{since}}}\n\npub static ROWS: &[Row] = &[\n{rows}];\n"
+        "mod declared {{\n    unsafe extern \"C\" {{\n{declared}    }}\n}}\n\n/// The version that introduced each export that the sources define.\n#[allow(non_upper_case_globals)]\npub mod since {{\n{since}}}\n\n/// Which contexts each of them works in.\n#[allow(non_upper_case_globals)]\npub mod interface {{\n    use crate::abi::Interface;\n\n{interfaces}}}\n\npub static ROWS: &[Row] = &[\n{rows}];\n"
     );
     std::fs::write(Path::new(&out).join("table.rs"), table).expect("table.rs");
 }

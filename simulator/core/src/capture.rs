@@ -324,11 +324,15 @@ fn find(driver: &Driver, id: u64) -> Option<Arc<Capture>> {
 /// # Errors
 /// `STREAM_CAPTURE_UNSUPPORTED` if there was one.
 pub fn refuse_in(context: &crate::context::Context) -> R {
-    let captures: Vec<_> = context
-        .capturing()
-        .iter()
-        .filter_map(|s| current(s))
-        .collect();
+    refuse_among(&context.capturing())
+}
+
+/// As [`refuse_in`], for some streams.
+///
+/// # Errors
+/// As there.
+pub fn refuse_among(streams: &[Arc<Stream>]) -> R {
+    let captures: Vec<_> = streams.iter().filter_map(|s| current(s)).collect();
     for capture in &captures {
         capture.invalidate();
     }

@@ -56,6 +56,8 @@ pub struct Request<'a> {
     pub context: u64,
     pub pool: u64,
     pub blocks: &'a Mutex<Blocks>,
+    /// Its address has 32 bits.
+    pub low: bool,
     /// What each GPU may do with it; `None`: the GPU itself and its peers may read and write.
     pub access: Option<[u8; GPUS_MAX]>,
 }
@@ -75,7 +77,7 @@ fn map(driver: &'static Driver, request: &Request<'_>, length: u64) -> R<u64> {
     let access = request
         .access
         .unwrap_or_else(|| peers_access(driver, request.gpu));
-    place(driver, physical, request.pool, access)
+    place(driver, physical, request.pool, access, request.low)
 }
 
 /// Access for the GPU itself and for those that it is a peer of.
@@ -90,12 +92,21 @@ fn peers_access(driver: &Driver, gpu: u32) -> [u8; GPUS_MAX] {
 }
 
 /// Maps memory at an address of its own.
-fn place(driver: &Driver, physical: Arc<Physical>, pool: u64, access: [u8; GPUS_MAX]) -> R<u64> {
+fn place(
+    driver: &Driver,
+    physical: Arc<Physical>,
+    pool: u64,
+    access: [u8; GPUS_MAX],
+    low: bool,
+) -> R<u64> {
     let length = physical.bytes();
     let mut space = write(&driver.space);
-    let start = space
-        .take_addresses(length, FRAME, 0)
-        .ok_or(OUT_OF_MEMORY)?;
+    let start = if low {
+        space.take_low_addresses(length)
+    } else {
+        space.take_addresses(length, FRAME, 0)
+    };
+    let start = start.ok_or(OUT_OF_MEMORY)?;
     let region = Region {
         length,
         physical,
@@ -142,13 +153,21 @@ pub fn import(
     let (context, pool, base) = match importer {
         Importer::Context(context) => {
             let access = peers_access(driver, gpu);
-            (*context, IMPORTED, place(driver, physical, 0, access)?)
+            (
+                *context,
+                IMPORTED,
+                place(driver, physical, 0, access, false)?,
+            )
         }
         Importer::External(context) => {
             let access = peers_access(driver, gpu);
-            (*context, EXTERNAL, place(driver, physical, 0, access)?)
+            (
+                *context,
+                EXTERNAL,
+                place(driver, physical, 0, access, false)?,
+            )
         }
-        Importer::Pool(pool, access) => (0, *pool, place(driver, physical, *pool, *access)?),
+        Importer::Pool(pool, access) => (0, *pool, place(driver, physical, *pool, *access, false)?),
     };
     let start = base + offset;
     let allocation = Allocation {

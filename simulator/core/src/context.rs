@@ -3,12 +3,14 @@
 use crate::classic::Blocks;
 use crate::code::{CONTEXT_IS_DESTROYED, INVALID_CONTEXT, R};
 use crate::driver::Driver;
+use crate::green::Green;
+use crate::limits::Limits;
 use crate::space::{Physical, fresh_id};
 use crate::stream::{Kind, Stream};
 use crate::sync::{lock, write};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A context.
@@ -29,8 +31,10 @@ pub struct Context {
     charge: Mutex<Option<Arc<Physical>>>,
     /// Small allocations of this context.
     pub blocks: Mutex<Blocks>,
-    /// `cuCtxSetLimit` values.
-    pub limits: [AtomicU64; 16],
+    /// What `cuCtxSetLimit` sets, and the memory behind it.
+    pub limits: Limits,
+    /// Made by the first `cuCtxCreate`: addresses and sizes have 32 bits (API version 3010).
+    pub old: bool,
     pub cache_config: AtomicU32,
     pub shared_config: AtomicU32,
 }
@@ -46,7 +50,11 @@ impl Context {
         gpu: u32,
         primary: bool,
         flags: u32,
+        old: bool,
     ) -> R<Arc<Self>> {
+        if old {
+            write(&driver.space).reserve_low()?;
+        }
         let bytes = driver
             .shared
             .config()
@@ -57,13 +65,6 @@ impl Context {
         } else {
             Some(Physical::charge(driver.shared, gpu, bytes)?)
         };
-        let limits: [AtomicU64; 16] = Default::default();
-        for (limit, value) in limits
-            .iter()
-            .zip([1024_u64, 1 << 20, 8 << 20, 0, 2048, 64, 0])
-        {
-            limit.store(value, Ordering::Relaxed);
-        }
         let context = Arc::new(Self {
             id,
             gpu,
@@ -77,7 +78,8 @@ impl Context {
             legacy: Mutex::new(None),
             charge: Mutex::new(charge),
             blocks: Mutex::default(),
-            limits,
+            limits: Limits::new(driver.shared, gpu),
+            old,
             cache_config: AtomicU32::new(0),
             shared_config: AtomicU32::new(0),
         });
@@ -88,6 +90,7 @@ impl Context {
             0,
             0,
             Arc::clone(&context),
+            None,
         ));
         driver.shared.count_context(gpu, true);
         driver.contexts.insert(id, Arc::clone(&context));
@@ -178,6 +181,11 @@ impl Context {
         }
         self.closing.store(true, Ordering::Release);
         self.drain();
+        for green in driver.greens.all() {
+            if std::ptr::eq(&*green.context, self) {
+                green.let_go();
+            }
+        }
         for stream in self.streams().iter().chain(&self.legacy()) {
             stream.close();
             driver.streams.remove(stream.id);
@@ -190,6 +198,7 @@ impl Context {
         crate::classic::drop_context(driver, self.id);
         write(&driver.host).drop_context(self.id);
         *lock(&self.charge) = None;
+        self.limits.let_go();
         driver.contexts.remove(self.id);
         driver.shared.count_context(self.gpu, false);
     }
@@ -216,9 +225,17 @@ impl Primary {
         if self.id == 0 {
             self.id = fresh_id();
         }
-        let context = Context::new(driver, self.id, gpu, true, self.flags)?;
+        let context = Context::new(driver, self.id, gpu, true, self.flags, false)?;
         self.context = Some(Arc::clone(&context));
         Ok(context)
+    }
+
+    /// One use less; the last one ends the context.
+    pub fn release(&mut self, driver: &'static Driver) {
+        self.references = self.references.saturating_sub(1);
+        if self.references == 0 {
+            self.deactivate(driver);
+        }
     }
 
     pub fn deactivate(&mut self, driver: &'static Driver) {
@@ -228,10 +245,86 @@ impl Primary {
     }
 }
 
+/// What can be current: a context, or its part that a green context is.
+#[derive(Clone)]
+pub struct Current {
+    pub context: Arc<Context>,
+    pub green: Option<Arc<Green>>,
+}
+
+impl From<Arc<Context>> for Current {
+    fn from(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            green: None,
+        }
+    }
+}
+
+impl From<Arc<Green>> for Current {
+    fn from(green: Arc<Green>) -> Self {
+        Self {
+            context: Arc::clone(&green.context),
+            green: Some(green),
+        }
+    }
+}
+
+impl Current {
+    /// The one of a `CUcontext`.
+    #[must_use]
+    pub fn of(driver: &Driver, handle: u64) -> Option<Self> {
+        driver
+            .contexts
+            .get(handle)
+            .map(Self::from)
+            .or_else(|| Green::of_context(driver, handle).map(Self::from))
+    }
+
+    /// As a `CUcontext`.
+    #[must_use]
+    pub fn handle(&self) -> u64 {
+        self.green
+            .as_ref()
+            .map_or(self.context.id, |green| green.context_id)
+    }
+
+    /// # Errors
+    /// `CONTEXT_IS_DESTROYED`, or the lasting error.
+    pub fn check(&self) -> R {
+        match &self.green {
+            Some(green) => green.check(),
+            None => self.context.check(),
+        }
+    }
+
+    /// Its legacy default stream; `None` once it is gone.
+    #[must_use]
+    pub fn default_stream(&self) -> Option<Arc<Stream>> {
+        match &self.green {
+            Some(green) => green.default_stream(),
+            None => self.context.legacy(),
+        }
+    }
+
+    /// All its streams; a primary context's include those of its green contexts.
+    #[must_use]
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        match &self.green {
+            Some(green) => green.streams(),
+            None => {
+                let mut all = self.context.streams();
+                all.extend(self.context.legacy());
+                all
+            }
+        }
+    }
+}
+
 /// What belongs to one thread.
 #[derive(Default)]
 struct Local {
-    stack: Vec<Arc<Context>>,
+    stack: Vec<Current>,
     streams: HashMap<u64, Arc<Stream>>,
 }
 
@@ -264,25 +357,33 @@ fn with_local<T>(f: impl FnOnce(&mut Local) -> T) -> R<T> {
         .map_err(|_| INVALID_CONTEXT)
 }
 
-/// The context on top of the thread's stack, whatever its state.
+/// What is on top of the thread's stack, whatever its state.
 #[must_use]
-pub fn top() -> Option<Arc<Context>> {
+pub fn top_entry() -> Option<Current> {
     let top = with_local(|local| local.stack.last().cloned())
         .ok()
         .flatten()?;
-    if top.primary && top.destroyed.load(Ordering::Acquire) {
+    let context = &top.context;
+    if top.green.is_none() && context.primary && context.destroyed.load(Ordering::Acquire) {
         // A primary context that was reset comes back under the same handle.
         let driver = crate::driver::get().ok()?;
-        if let Some(context) = driver.contexts.get(top.id) {
+        if let Some(context) = driver.contexts.get(context.id) {
+            let fresh = Current::from(context);
             let _ = with_local(|local| {
                 if let Some(last) = local.stack.last_mut() {
-                    *last = Arc::clone(&context);
+                    *last = fresh.clone();
                 }
             });
-            return Some(context);
+            return Some(fresh);
         }
     }
     Some(top)
+}
+
+/// The context on top of the thread's stack, whatever its state.
+#[must_use]
+pub fn top() -> Option<Arc<Context>> {
+    top_entry().map(|top| top.context)
 }
 
 /// The current context, usable.
@@ -290,20 +391,29 @@ pub fn top() -> Option<Arc<Context>> {
 /// # Errors
 /// `INVALID_CONTEXT` without one, `CONTEXT_IS_DESTROYED`, or its lasting error.
 pub fn current() -> R<Arc<Context>> {
-    let context = top().ok_or(INVALID_CONTEXT)?;
-    context.check()?;
-    Ok(context)
+    current_entry().map(|current| current.context)
+}
+
+/// As [`current`], with the green context that it may be.
+///
+/// # Errors
+/// As there.
+pub fn current_entry() -> R<Current> {
+    let current = top_entry().ok_or(INVALID_CONTEXT)?;
+    current.check()?;
+    Ok(current)
 }
 
 /// # Errors
 /// `INVALID_CONTEXT` in a thread that is ending.
-pub fn push(context: Arc<Context>) -> R {
+pub fn push(context: impl Into<Current>) -> R {
+    let context = context.into();
     with_local(|local| local.stack.push(context))
 }
 
 /// # Errors
 /// `INVALID_CONTEXT` if the stack is empty.
-pub fn pop() -> R<Arc<Context>> {
+pub fn pop() -> R<Current> {
     with_local(|local| local.stack.pop())?.ok_or(INVALID_CONTEXT)
 }
 
@@ -311,32 +421,41 @@ pub fn pop() -> R<Arc<Context>> {
 ///
 /// # Errors
 /// `INVALID_CONTEXT` in a thread that is ending.
-pub fn set(context: Option<Arc<Context>>) -> R {
+pub fn set(context: Option<Current>) -> R {
     with_local(|local| {
         local.stack.pop();
         local.stack.extend(context);
     })
 }
 
-/// The thread's own default stream in `context`.
+/// The thread's own default stream in what is current.
 ///
 /// # Errors
 /// `INVALID_CONTEXT` in a thread that is ending.
-pub fn per_thread_stream(context: &Arc<Context>) -> R<Arc<Stream>> {
+pub fn per_thread_stream(current: &Current) -> R<Arc<Stream>> {
+    let (key, context) = (current.handle(), &current.context);
     with_local(|local| {
         local
             .streams
-            .retain(|_, s| !s.context.destroyed.load(Ordering::Acquire));
+            .retain(|_, s| s.check() != Err(CONTEXT_IS_DESTROYED));
         let known = local
             .streams
-            .get(&context.id)
+            .get(&key)
             .filter(|s| Arc::ptr_eq(&s.context, context));
         if let Some(stream) = known {
             return Arc::clone(stream);
         }
-        let stream = Stream::new(fresh_id(), Kind::Blocking, true, 0, 0, Arc::clone(context));
+        let stream = Stream::new(
+            fresh_id(),
+            Kind::Blocking,
+            true,
+            0,
+            0,
+            Arc::clone(context),
+            current.green.clone(),
+        );
         context.add_stream(&stream);
-        local.streams.insert(context.id, Arc::clone(&stream));
+        local.streams.insert(key, Arc::clone(&stream));
         stream
     })
 }

@@ -7,6 +7,7 @@ use crate::engine::Compute;
 use crate::event::Event;
 use crate::fault::Faults;
 use crate::graph::{Exec, Graph};
+use crate::green::{Green, Part};
 use crate::host::HostTable;
 use crate::managed::{self, Managed};
 use crate::module::{Function, Kernel, Library, Module};
@@ -70,6 +71,9 @@ pub struct Driver {
     pub host: RwLock<HostTable>,
     pub managed: Mutex<Managed>,
     pub contexts: Registry<Context>,
+    /// Green contexts, and the descriptions that they are made of.
+    pub greens: Registry<Green>,
+    pub descriptions: Registry<Part>,
     pub streams: Registry<Stream>,
     pub events: Registry<Event>,
     pub modules: Registry<Module>,
@@ -197,6 +201,8 @@ fn start() -> Result<Driver, String> {
         host: RwLock::default(),
         managed: Mutex::default(),
         contexts: Registry::default(),
+        greens: Registry::default(),
+        descriptions: Registry::default(),
         streams: Registry::default(),
         events: Registry::default(),
         modules: Registry::default(),

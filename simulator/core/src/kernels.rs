@@ -18,6 +18,8 @@ pub enum Builtin {
     SpinNs,
     Rendezvous,
     Persist,
+    HeapU32,
+    StackU32,
 }
 
 impl Builtin {
@@ -31,6 +33,8 @@ impl Builtin {
             "spin_ns" => (Self::SpinNs, 8),
             "rendezvous" => (Self::Rendezvous, 24),
             "persist" => (Self::Persist, 8),
+            "heap_u32" => (Self::HeapU32, 16),
+            "stack_u32" => (Self::StackU32, 12),
             _ => return None,
         };
         (params_bytes == bytes).then_some(builtin)
@@ -191,6 +195,16 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
                 seen = arrive(0)?;
             }
         }
+        Builtin::HeapU32 => {
+            let (bytes, out) = (launch.u64(0), launch.u64(8));
+            aligned(out, 4)?;
+            let heap = work.context.limits.get(crate::limits::HEAP as i32)?;
+            store(work, out, u32::from(bytes > 0 && bytes < heap))?;
+        }
+        Builtin::StackU32 => {
+            aligned(launch.u64(0), 4)?;
+            store(work, launch.u64(0), launch.u32(8) % 1024)?;
+        }
         Builtin::Persist => {
             let at = launch.u64(0);
             aligned(at, 4)?;
@@ -213,6 +227,13 @@ pub fn run(launch: &Launch, work: &Work<'_>) -> R {
         engine::account(work.driver, work.context.gpu, now_ns() - began);
     }
     Ok(())
+}
+
+fn store(work: &Work<'_>, at: u64, value: u32) -> R {
+    work.each_run(at, 4, true, |piece, _| {
+        // SAFETY: four mapped, writable, aligned bytes.
+        unsafe { AtomicU32::from_ptr(piece.cast()) }.store(value, Ordering::Release);
+    })
 }
 
 fn bytes_of(words: u64) -> R<u64> {

@@ -3,7 +3,7 @@
 //! `simulator/cuda` and `simulator/nvml` are its two faces. Order of the parts, lower never using
 //! higher: `code`, `release`, `config`, `sync`, `ranges`; `files`, `frames`, `selection`, `state`, `shared`, `objects` (the machine
 //! all processes share); `host_memory`, `multicast`, `physical`, `space`, `host`, `managed` (this process's memory); `ptx`, `event`, `stream`, `exec`, `kernels`,
-//! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `sharing`, `module`, `context`; `driver` (all of it together).
+//! `graph`, `graph_memory`, `graph_pool`, `capture` (work); `classic`, `pool`, `sharing`, `module`, `limits`, `context`, `green`; `driver` (all of it together).
 
 // The simulated ABI is that of 64-bit Linux: usize and u64 are the same, and counts are small.
 #![allow(clippy::cast_possible_truncation)]
@@ -23,10 +23,12 @@ pub mod frames;
 pub mod graph;
 pub mod graph_memory;
 pub mod graph_pool;
+pub mod green;
 pub mod host;
 pub mod host_memory;
 pub mod identity;
 pub mod kernels;
+pub mod limits;
 pub mod managed;
 pub mod module;
 pub mod multicast;

@@ -3,7 +3,7 @@
 //! A module takes memory when its code is first needed (lazy loading, the default since CUDA 12)
 //! or when it is loaded (`CUDA_MODULE_LOADING=EAGER`).
 
-use crate::code::R;
+use crate::code::{R, SHARED_OBJECT_INIT_FAILED};
 use crate::config::FRAME;
 use crate::context::Context;
 use crate::driver::Driver;
@@ -106,7 +106,7 @@ impl Module {
     /// Makes sure that the code is on the device.
     ///
     /// # Errors
-    /// `OUT_OF_MEMORY`.
+    /// `OUT_OF_MEMORY`; `SHARED_OBJECT_INIT_FAILED` without memory for the heap that its code uses.
     pub fn need(&self, driver: &'static Driver) -> R {
         if self.loaded.load(Ordering::Acquire) {
             return Ok(());
@@ -115,6 +115,12 @@ impl Module {
         let bytes = driver.shared.config().module.next_multiple_of(FRAME);
         if charge.is_none() && bytes > 0 {
             *charge = Some(Physical::charge(driver.shared, self.gpu, bytes)?);
+        }
+        if self.entries.iter().any(|entry| entry.heap)
+            && let Some(context) = driver.contexts.get(self.context)
+        {
+            let heap = context.limits.need_heap();
+            heap.map_err(|_| SHARED_OBJECT_INIT_FAILED)?;
         }
         self.loaded.store(true, Ordering::Release);
         Ok(())

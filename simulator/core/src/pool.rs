@@ -157,6 +157,7 @@ impl Pool {
             context: 0,
             pool: self.id,
             blocks: &self.blocks,
+            low: false,
             access: Some(self.all_access()),
         };
         let _growing = (self.max != 0).then(|| lock(&self.growing));

@@ -25,6 +25,8 @@ pub struct Entry {
     pub const_bytes: usize,
     /// Bytes of its variables in local memory, for each thread.
     pub local_bytes: usize,
+    /// It calls `malloc` or `free`.
+    pub heap: bool,
 }
 
 impl Entry {
@@ -127,6 +129,17 @@ fn idle(body: &str) -> bool {
     statements(body).all(|statement| {
         let word = statement.split_whitespace().next().unwrap_or("");
         matches!(word, "" | "ret" | "exit" | ".reg" | ".loc" | ".pragma")
+    })
+}
+
+/// Whether the text has a call of `malloc` or `free`.
+fn calls_heap(body: &str) -> bool {
+    statements(body).any(|statement| {
+        let mut words = statement
+            .split(|c: char| !(c.is_ascii_alphanumeric() || "_.".contains(c)))
+            .filter(|word| !word.is_empty());
+        words.any(|word| word == "call" || word.starts_with("call."))
+            && words.any(|word| word == "malloc" || word == "free")
     })
 }
 
@@ -234,6 +247,7 @@ pub fn parse(text: &str, newest: (u32, u32)) -> R<Vec<Entry>> {
             shared_bytes: bytes(".shared"),
             const_bytes: bytes(".const"),
             local_bytes: bytes(".local"),
+            heap: calls_heap(body),
             name,
             params,
         });
@@ -271,13 +285,14 @@ mod tests {
             .visible .shared .align 4 .b8 tile[400];\n.shared .f64 grid[2][3];\n\
             .extern .shared .align 16 .b8 dynamic[];\n.shared .u8 flag;\n\
             .entry busy(.param .u64 p)\n{\n.local .align 16 .b8 __local_depot0[4000];\n.reg .b64 %rd<2>;\n\
-            $L_1:\nld.const.u8 %rd1, [table];\nst.shared.u8 [flag], %rd1;\nst.shared.u8 [grid], %rd1;\n\
+            $L_1:\n@%p1 call.uni (retval0), malloc, (param0);\nld.const.u8 %rd1, [table];\nst.shared.u8 [flag], %rd1;\nst.shared.u8 [grid], %rd1;\n\
             st.shared.u8 [dynamic], %rd1; {ret;} }\n\
             .entry none() {\n.reg .b32 %r<2>;\n.loc 1 2 3\nret;\n}";
         let entries = parse(text, NEWEST).unwrap();
         let sizes = |e: &Entry| (e.idle, e.shared_bytes, e.const_bytes, e.local_bytes);
         assert_eq!(sizes(&entries[0]), (false, 49, 80, 4000));
         assert_eq!(sizes(&entries[1]), (true, 0, 0, 0));
+        assert!(entries[0].heap && !entries[1].heap);
         let open = ".version 7.0\n.target sm_70\n.entry none() { ret;";
         assert_eq!(parse(open, NEWEST), Err(INVALID_PTX));
     }
@@ -293,6 +308,17 @@ mod tests {
             );
         }
         assert_eq!(entries.len(), 6);
+    }
+
+    #[test]
+    fn the_kernels_that_take_memory_are_read() {
+        let heap = parse(include_str!("../../kernels/heap.ptx"), NEWEST).unwrap();
+        let stack = parse(include_str!("../../kernels/stack.ptx"), NEWEST).unwrap();
+        assert!(heap[0].heap && !stack[0].heap);
+        assert_eq!((heap[0].local_bytes, stack[0].local_bytes), (0, 4096));
+        for entry in [&heap[0], &stack[0]] {
+            assert!(crate::kernels::Builtin::find(&entry.name, entry.params_bytes()).is_some());
+        }
     }
 
     #[test]

@@ -47,12 +47,33 @@ pub struct Space {
     pub start: u64,
     pub end: u64,
     free: Ranges,
+    /// The addresses below 4 GiB, for contexts whose addresses have 32 bits; empty until there is one.
+    low: (u64, u64),
+    low_free: Ranges,
     pub regions: BTreeMap<u64, Region>,
     pub reservations: BTreeMap<u64, u64>,
     pub allocations: BTreeMap<u64, Allocation>,
 }
 
 const ARENA: u64 = 8 << 40;
+/// The last frame below 4 GiB is left out, so that the end of an allocation has 32 bits, too.
+const LOW_END: u64 = (4 << 30) - FRAME;
+
+/// A private reservation that nothing can access.
+fn reserve(at: u64, length: u64, flags: i32) -> Option<u64> {
+    // SAFETY: fresh addresses: with MAP_FIXED_NOREPLACE nothing that is mapped is touched.
+    let base = unsafe {
+        libc::mmap(
+            at as *mut libc::c_void,
+            length as usize,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | flags,
+            -1,
+            0,
+        )
+    };
+    (base != libc::MAP_FAILED).then_some(base as u64)
+}
 
 impl Space {
     /// Reserves the addresses.
@@ -62,19 +83,8 @@ impl Space {
     pub fn new() -> R<Self> {
         let mut length = ARENA;
         let base = loop {
-            // SAFETY: a fresh private reservation that nothing can access.
-            let base = unsafe {
-                libc::mmap(
-                    std::ptr::null_mut(),
-                    length as usize,
-                    libc::PROT_NONE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                    -1,
-                    0,
-                )
-            };
-            if base != libc::MAP_FAILED {
-                break base as u64;
+            if let Some(base) = reserve(0, length, 0) {
+                break base;
             }
             length /= 2;
             if length < 64 << 30 {
@@ -87,6 +97,8 @@ impl Space {
             start,
             end,
             free: Ranges::new(start, end - start),
+            low: (0, 0),
+            low_free: Ranges::default(),
             regions: BTreeMap::new(),
             reservations: BTreeMap::new(),
             allocations: BTreeMap::new(),
@@ -96,7 +108,7 @@ impl Space {
     /// Whether the address is a device address at all.
     #[must_use]
     pub fn holds(&self, address: u64) -> bool {
-        (self.start..self.end).contains(&address)
+        (self.start..self.end).contains(&address) || (self.low.0..self.low.1).contains(&address)
     }
 
     /// Addresses for `length` bytes (a multiple of [`FRAME`]), at `hint` if that is free.
@@ -108,8 +120,36 @@ impl Space {
         self.free.take(length, alignment.max(FRAME))
     }
 
+    /// As [`Self::take_addresses`], below 4 GiB.
+    pub fn take_low_addresses(&mut self, length: u64) -> Option<u64> {
+        self.low_free.take(length, FRAME)
+    }
+
     pub fn give_addresses(&mut self, start: u64, length: u64) {
-        self.free.give(start, length);
+        if start < self.low.1 {
+            self.low_free.give(start, length);
+        } else {
+            self.free.give(start, length);
+        }
+    }
+
+    /// Reserves addresses below 4 GiB, as many as the process has left in one piece there.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if it has too few.
+    pub fn reserve_low(&mut self) -> R {
+        if self.low.1 != 0 {
+            return Ok(());
+        }
+        for start in [256_u64 << 20, 1 << 30, 2 << 30, 3 << 30] {
+            let length = LOW_END - start;
+            if reserve(start, length, libc::MAP_FIXED_NOREPLACE) == Some(start) {
+                self.low = (start, LOW_END);
+                self.low_free = Ranges::new(start, length);
+                return Ok(());
+            }
+        }
+        Err(OUT_OF_MEMORY)
     }
 
     /// The region that `address` lies in.

@@ -8,6 +8,7 @@ use crate::code::{OUT_OF_MEMORY, R};
 use crate::context::Context;
 use crate::driver::Driver;
 use crate::exec::{Op, Work};
+use crate::green::Green;
 use crate::sync::lock;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,6 +48,8 @@ pub struct Stream {
     pub flags: u32,
     pub priority: i32,
     pub context: Arc<Context>,
+    /// The green context that it was made in.
+    pub green: Option<Arc<Green>>,
     queue: Mutex<Queue>,
     work: Condvar,
     done: Condvar,
@@ -75,6 +78,7 @@ impl Stream {
         flags: u32,
         priority: i32,
         context: Arc<Context>,
+        green: Option<Arc<Green>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
@@ -83,6 +87,7 @@ impl Stream {
             flags,
             priority,
             context,
+            green,
             queue: Mutex::default(),
             work: Condvar::new(),
             done: Condvar::new(),
@@ -91,6 +96,36 @@ impl Stream {
             capture: Mutex::new(None),
             frontier: Mutex::default(),
         })
+    }
+
+    /// The `CUgreenCtx` that it was made in; 0: none.
+    #[must_use]
+    pub fn green_id(&self) -> u64 {
+        self.green.as_ref().map_or(0, |green| green.id)
+    }
+
+    /// The blocking streams that a legacy default stream is in order with, all but those of other green contexts.
+    #[must_use]
+    pub fn blocking_beside(&self) -> Vec<Arc<Self>> {
+        let beside = |s: &Arc<Self>| s.kind == Kind::Blocking && s.green_id() == self.green_id();
+        self.context.streams().into_iter().filter(beside).collect()
+    }
+
+    /// The default stream that a blocking one is in order with.
+    fn default_beside(&self) -> Option<Arc<Self>> {
+        match &self.green {
+            Some(green) => green.default_stream(),
+            None => self.context.legacy(),
+        }
+    }
+
+    /// # Errors
+    /// The lasting error of its context, or `CONTEXT_IS_DESTROYED`.
+    pub fn check(&self) -> R {
+        match &self.green {
+            Some(green) => green.check(),
+            None => self.context.check(),
+        }
     }
 
     /// The sequence number of the last work submitted.
@@ -147,14 +182,9 @@ impl Stream {
             (!stream.reached(submitted)).then(|| (Arc::clone(stream), submitted))
         };
         let after = if self.kind == Kind::Legacy {
-            let streams = self.context.streams();
-            streams
-                .iter()
-                .filter(|s| s.kind == Kind::Blocking)
-                .filter_map(pending)
-                .collect()
+            self.blocking_beside().iter().filter_map(pending).collect()
         } else {
-            self.context.legacy().iter().filter_map(pending).collect()
+            self.default_beside().iter().filter_map(pending).collect()
         };
         self.push(driver, lock(&self.queue), op, after)
     }

@@ -3,15 +3,31 @@
 //! No panic crosses it, a null pointer where a value is required is `INVALID_VALUE`, and faults
 //! asked for by name strike here. The exports themselves contain no unsafe code.
 
-use spillway_simulator_core::code::{INVALID_VALUE, NOT_SUPPORTED, R, UNKNOWN};
+use spillway_simulator_core::code::{INVALID_CONTEXT, INVALID_VALUE, NOT_SUPPORTED, R, UNKNOWN};
+use spillway_simulator_core::context;
 use spillway_simulator_core::driver;
 use spillway_simulator_core::release::RELEASES;
 use std::ffi::{CStr, c_char, c_void};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Which contexts an entry point works in, where that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    Any,
+    /// Of before CUDA 3.2, with 32-bit addresses and sizes: in contexts of that time only.
+    Old,
+    /// What came for it: not there.
+    New,
+}
+
 /// Runs the body of an export that exists since version `since` of the driver.
-pub fn enter(name: &'static str, since: u32, body: impl FnOnce() -> R) -> u32 {
+pub fn enter(
+    name: &'static str,
+    since: u32,
+    interface: Interface,
+    body: impl FnOnce() -> R,
+) -> u32 {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // Most are older than any driver here, and known to be when this is compiled.
         if since > RELEASES[0].cuda && driver::version().is_ok_and(|driver| since > driver) {
@@ -19,6 +35,13 @@ pub fn enter(name: &'static str, since: u32, body: impl FnOnce() -> R) -> u32 {
         }
         if let Ok(driver) = driver::get() {
             driver.faults.strike(name)?;
+        }
+        if interface != Interface::Any
+            && driver::get().is_ok()
+            && let Some(context) = context::top()
+            && context.old != (interface == Interface::Old)
+        {
+            return Err(INVALID_CONTEXT);
         }
         body()
     }));
@@ -31,7 +54,9 @@ pub fn enter(name: &'static str, since: u32, body: impl FnOnce() -> R) -> u32 {
 
 /// What an entry point answers that exists and does nothing.
 pub fn unsupported(name: &'static str, since: u32) -> u32 {
-    enter(name, since, || driver::get().and(Err(NOT_SUPPORTED)))
+    enter(name, since, Interface::Any, || {
+        driver::get().and(Err(NOT_SUPPORTED))
+    })
 }
 
 /// Where the caller wants a result.
@@ -205,7 +230,7 @@ macro_rules! exports {
     (fn $name:ident ($($arg:ident: $type:ty),* $(,)?) $body:block $($rest:tt)*) => {
         #[unsafe(no_mangle)]
         pub extern "C" fn $name($($arg: $type),*) -> u32 {
-            $crate::abi::enter(stringify!($name), $crate::table::since::$name, move || $body)
+            $crate::abi::enter(stringify!($name), $crate::table::since::$name, $crate::table::interface::$name, move || $body)
         }
         exports! { $($rest)* }
     };
@@ -213,12 +238,12 @@ macro_rules! exports {
         #[unsafe(no_mangle)]
         pub extern "C" fn $name($($arg: $type),*) -> u32 {
             let $flag = false;
-            $crate::abi::enter(stringify!($name), $crate::table::since::$name, move || $body)
+            $crate::abi::enter(stringify!($name), $crate::table::since::$name, $crate::table::interface::$name, move || $body)
         }
         #[unsafe(no_mangle)]
         pub extern "C" fn $twin($($arg: $type),*) -> u32 {
             let $flag = true;
-            $crate::abi::enter(stringify!($twin), $crate::table::since::$twin, move || $body)
+            $crate::abi::enter(stringify!($twin), $crate::table::since::$twin, $crate::table::interface::$twin, move || $body)
         }
         exports! { $($rest)* }
     };

@@ -95,7 +95,11 @@ fn create(shape: Array3dDescriptor, count: u32) -> R<Arc<Storage>> {
     }))
 }
 
-fn create_array(out: Out<u64>, shape: Array3dDescriptor) -> R {
+/// Makes an array.
+///
+/// # Errors
+/// `INVALID_VALUE`, `OUT_OF_MEMORY`.
+pub fn create_array(out: Out<u64>, shape: Array3dDescriptor) -> R {
     out.needed()?;
     let array = Array {
         storage: create(shape, 1)?,
@@ -196,6 +200,28 @@ fn map_part(info: &ArrayMapping) -> R {
     Ok(())
 }
 
+/// The shape of an array, without and with its third dimension.
+///
+/// # Errors
+/// `INVALID_HANDLE`.
+pub fn descriptor(handle: u64) -> R<ArrayDescriptor> {
+    let shape = descriptor3(handle)?;
+    Ok(ArrayDescriptor {
+        width: shape.width,
+        height: shape.height,
+        format: shape.format,
+        channels: shape.channels,
+    })
+}
+
+/// See [`descriptor`].
+///
+/// # Errors
+/// As there.
+pub fn descriptor3(handle: u64) -> R<Array3dDescriptor> {
+    Ok(array(handle)?.level().shape)
+}
+
 exports! {
     fn cuArrayCreate_v2(out: Out<u64>, descriptor: In<ArrayDescriptor>) {
         let d = descriptor.get()?;
@@ -207,12 +233,11 @@ exports! {
     }
 
     fn cuArrayGetDescriptor_v2(out: Out<ArrayDescriptor>, handle: u64) {
-        let shape = array(handle)?.level().shape;
-        out.set(ArrayDescriptor { width: shape.width, height: shape.height, format: shape.format, channels: shape.channels })
+        out.set(crate::array::descriptor(handle)?)
     }
 
     fn cuArray3DGetDescriptor_v2(out: Out<Array3dDescriptor>, handle: u64) {
-        out.set(array(handle)?.level().shape)
+        out.set(descriptor3(handle)?)
     }
 
     fn cuArrayDestroy(handle: u64) {

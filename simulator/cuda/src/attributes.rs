@@ -7,7 +7,7 @@ use spillway_simulator_core::shared::Shared;
 /// Compute capability, major and minor.
 pub const CAPABILITY: (i32, i32) = (9, 0);
 /// Multiprocessors.
-pub const MULTIPROCESSORS: i32 = 132;
+pub const MULTIPROCESSORS: i32 = spillway_simulator_core::limits::MULTIPROCESSORS as i32;
 
 /// The value of a `CUdevice_attribute`; `None` if the driver has none of that number.
 pub fn of(attribute: i32, shared: &Shared, gpu: u32) -> Option<i32> {

@@ -6,10 +6,11 @@ use crate::submit::here;
 use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{
     INVALID_CONTEXT, INVALID_DEVICE, INVALID_VALUE, NOT_SUPPORTED, PEER_ACCESS_ALREADY_ENABLED,
-    PEER_ACCESS_NOT_ENABLED, PEER_ACCESS_UNSUPPORTED, R, UNSUPPORTED_LIMIT,
+    PEER_ACCESS_NOT_ENABLED, PEER_ACCESS_UNSUPPORTED, R,
 };
-use spillway_simulator_core::context::{self, Context};
+use spillway_simulator_core::context::{self, Context, Current};
 use spillway_simulator_core::driver::{self, Driver};
+use spillway_simulator_core::limits::STACK;
 use spillway_simulator_core::space::fresh_id;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -23,17 +24,29 @@ pub fn context_of(driver: &Driver, handle: u64) -> R<Arc<Context>> {
     if handle == 0 {
         context::top().ok_or(INVALID_CONTEXT)
     } else {
-        driver.contexts.get(handle).ok_or(INVALID_CONTEXT)
+        entry_of(driver, handle).map(|entry| entry.context)
     }
 }
 
-fn create(out: Out<u64>, flags: u32, ordinal: i32) -> R {
+/// As [`context_of`], with the green context that it may be.
+///
+/// # Errors
+/// `INVALID_CONTEXT`.
+pub fn entry_of(driver: &Driver, handle: u64) -> R<Current> {
+    let entry = match handle {
+        0 => context::top_entry(),
+        _ => Current::of(driver, handle),
+    };
+    entry.ok_or(INVALID_CONTEXT)
+}
+
+fn create(out: Out<u64>, flags: u32, ordinal: i32, old: bool) -> R {
     out.needed()?;
     let (driver, gpu) = device(ordinal)?;
     if !flags_valid(flags) {
         return Err(INVALID_VALUE);
     }
-    let made = Context::new(driver, fresh_id(), gpu, false, flags)?;
+    let made = Context::new(driver, fresh_id(), gpu, false, flags, old)?;
     context::push(Arc::clone(&made))?;
     out.set(made.id)
 }
@@ -58,18 +71,23 @@ fn destroy(handle: u64) -> R {
 
 fn push(handle: u64) -> R {
     let driver = driver::get()?;
-    let target = driver.contexts.get(handle).ok_or(INVALID_CONTEXT)?;
-    context::push(target)
+    context::push(Current::of(driver, handle).ok_or(INVALID_CONTEXT)?)
 }
 
 fn pop(out: Out<u64>) -> R {
     driver::get()?;
     let popped = context::pop()?;
-    out.offer(popped.id);
+    out.offer(popped.handle());
     Ok(())
 }
 
-fn synchronize(context: &Arc<Context>) -> R {
+fn synchronize(current: &Current) -> R {
+    let context = &current.context;
+    if let Some(green) = &current.green {
+        green.synchronize()?;
+        driver::get()?.trim_pools(context.gpu, false);
+        return Ok(());
+    }
     context.check()?;
     capture::refuse_in(context)?;
     context.drain();
@@ -80,11 +98,11 @@ fn synchronize(context: &Arc<Context>) -> R {
 
 exports! {
     fn cuCtxCreate(out: Out<u64>, flags: u32, ordinal: i32) {
-        create(out, flags, ordinal)
+        create(out, flags, ordinal, true)
     }
 
     fn cuCtxCreate_v2(out: Out<u64>, flags: u32, ordinal: i32) {
-        create(out, flags, ordinal)
+        create(out, flags, ordinal, false)
     }
 
     fn cuCtxCreate_v3(out: Out<u64>, affinity: In<c_void>, count: i32, flags: u32, ordinal: i32) {
@@ -92,7 +110,7 @@ exports! {
         if count != 0 {
             return Err(NOT_SUPPORTED);
         }
-        create(out, flags, ordinal)
+        create(out, flags, ordinal, false)
     }
 
     fn cuCtxCreate_v4(out: Out<u64>, params: In<[u64; 3]>, flags: u32, ordinal: i32) {
@@ -100,7 +118,7 @@ exports! {
         if !params.is_null() && (params.get()?[0] != 0 || params.get()?[2] != 0) {
             return Err(NOT_SUPPORTED);
         }
-        create(out, flags, ordinal)
+        create(out, flags, ordinal, false)
     }
 
     fn cuCtxDestroy(handle: u64) {
@@ -132,12 +150,12 @@ exports! {
         if handle == 0 {
             return context::set(None);
         }
-        context::set(Some(driver.contexts.get(handle).ok_or(INVALID_CONTEXT)?))
+        context::set(Some(Current::of(driver, handle).ok_or(INVALID_CONTEXT)?))
     }
 
     fn cuCtxGetCurrent(out: Out<u64>) {
         driver::get()?;
-        out.set(context::top().map_or(0, |c| c.id))
+        out.set(context::top_entry().map_or(0, |current| current.handle()))
     }
 
     fn cuCtxGetDevice(out: Out<i32>) {
@@ -164,21 +182,20 @@ exports! {
     }
 
     fn cuCtxGetId(handle: u64, out: Out<u64>) {
-        out.set(context_of(driver::get()?, handle)?.id)
+        out.set(entry_of(driver::get()?, handle)?.handle())
     }
 
     fn cuCtxGetApiVersion(handle: u64, out: Out<u32>) {
-        context_of(driver::get()?, handle)?;
-        out.set(3020)
+        out.set(if context_of(driver::get()?, handle)?.old { 3010 } else { 3020 })
     }
 
     fn cuCtxSynchronize() {
-        let (_, context) = here()?;
-        synchronize(&context)
+        driver::get()?;
+        synchronize(&context::current_entry()?)
     }
 
     fn cuCtxSynchronize_v2(handle: u64) {
-        synchronize(&context_of(driver::get()?, handle)?)
+        synchronize(&entry_of(driver::get()?, handle)?)
     }
 
     fn cuCtxGetStreamPriorityRange(least: Out<i32>, greatest: Out<i32>) {
@@ -190,15 +207,17 @@ exports! {
 
     fn cuCtxGetLimit(out: Out<usize>, limit: i32) {
         let (_, context) = here()?;
-        let value = usize::try_from(limit).ok().and_then(|i| context.limits.get(i)).filter(|_| limit < 8);
-        out.set(value.ok_or(UNSUPPORTED_LIMIT)?.load(Ordering::Relaxed) as usize)
+        out.needed()?;
+        out.set(context.limits.get(limit)? as usize)
     }
 
     fn cuCtxSetLimit(limit: i32, value: usize) {
         let (_, context) = here()?;
-        let word = usize::try_from(limit).ok().and_then(|i| context.limits.get(i)).filter(|_| limit < 8);
-        word.ok_or(UNSUPPORTED_LIMIT)?.store(value as u64, Ordering::Relaxed);
-        Ok(())
+        // What was asked for before has ended before stacks change.
+        if limit == STACK as i32 {
+            context.drain();
+        }
+        context.limits.set(limit, value as u64)
     }
 
     fn cuCtxGetCacheConfig(out: Out<u32>) {

@@ -68,19 +68,19 @@ pub struct Sides {
     pub target: Option<bool>,
 }
 
-const ANY: Sides = Sides {
+pub const ANY: Sides = Sides {
     source: None,
     target: None,
 };
-const TO_DEVICE: Sides = Sides {
+pub const TO_DEVICE: Sides = Sides {
     source: Some(false),
     target: Some(true),
 };
-const TO_HOST: Sides = Sides {
+pub const TO_HOST: Sides = Sides {
     source: Some(true),
     target: Some(false),
 };
-const WITHIN: Sides = Sides {
+pub const WITHIN: Sides = Sides {
     source: Some(true),
     target: Some(true),
 };
@@ -145,7 +145,11 @@ pub fn run(mut copy: Copy, sides: Sides, on: u64, per_thread: bool, wait: Wait) 
     }
 }
 
-fn linear(
+/// A copy without a shape.
+///
+/// # Errors
+/// As [`run`].
+pub fn linear(
     source: u64,
     target: u64,
     bytes: usize,
@@ -256,7 +260,11 @@ fn flat(copy: &Copy2d) -> Copy3d {
     }
 }
 
-fn run_shaped(copy: &Copy3d, on: u64, per_thread: bool, wait: Wait) -> R {
+/// A copy with a shape.
+///
+/// # Errors
+/// As [`shaped`] and [`run`].
+pub fn run_shaped(copy: &Copy3d, on: u64, per_thread: bool, wait: Wait) -> R {
     let (copy, sides) = shaped(copy)?;
     run(copy, sides, on, per_thread, wait)
 }

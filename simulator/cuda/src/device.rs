@@ -57,10 +57,7 @@ fn release(ordinal: i32) -> R {
     if primary.references == 0 {
         return Err(INVALID_CONTEXT);
     }
-    primary.references -= 1;
-    if primary.references == 0 {
-        primary.deactivate(driver);
-    }
+    primary.release(driver);
     Ok(())
 }
 

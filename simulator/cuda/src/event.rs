@@ -1,14 +1,17 @@
 //! Events.
 
 use crate::abi::{Out, exports};
+use crate::context::entry_of;
 use crate::submit::{here, stream, submit};
 use spillway_simulator_core::capture;
-use spillway_simulator_core::code::{CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R};
-use spillway_simulator_core::context;
+use spillway_simulator_core::code::{
+    CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R, STREAM_CAPTURE_UNSUPPORTED,
+};
+use spillway_simulator_core::context::Current;
 use spillway_simulator_core::driver;
 use spillway_simulator_core::event::{Event, State};
 use spillway_simulator_core::exec::Op;
-use spillway_simulator_core::graph::RECORD_EVENT;
+use spillway_simulator_core::graph::{RECORD_EVENT, WAIT_EVENT};
 use spillway_simulator_core::space::fresh_id;
 use std::sync::Arc;
 
@@ -67,6 +70,50 @@ fn elapsed(out: Out<f32>, start: u64, end: u64) -> R {
         return Err(INVALID_HANDLE);
     }
     out.set(start.elapsed_ms(&end)?)
+}
+
+/// Records an event behind all that was submitted to a context or green context.
+///
+/// # Errors
+/// `INVALID_HANDLE` for an event of another context, `STREAM_CAPTURE_UNSUPPORTED` if a stream captures.
+pub fn record_all(of: &Current, handle: u64) -> R {
+    of.check()?;
+    let event = event(handle)?;
+    if event.context != of.context.id {
+        return Err(INVALID_HANDLE);
+    }
+    let streams = of.streams();
+    capture::refuse_among(&streams)?;
+    let last = of.default_stream().ok_or(INVALID_HANDLE)?;
+    for stream in streams.iter().filter(|s| s.busy() && s.id != last.id) {
+        let marker = Arc::default();
+        submit(stream, RECORD_EVENT, Op::Record(Arc::clone(&marker)))?;
+        submit(&last, WAIT_EVENT, Op::Wait(marker))?;
+    }
+    let marker = Arc::default();
+    event.set_state(State::Recorded(Arc::clone(&marker)));
+    submit(&last, RECORD_EVENT, Op::Record(marker)).map(|_| ())
+}
+
+/// All streams of a context or green context, as they are now, wait for an event.
+///
+/// # Errors
+/// `STREAM_CAPTURE_UNSUPPORTED` if a stream captures, or if the event stands for captured work.
+pub fn wait_all(of: &Current, handle: u64) -> R {
+    of.check()?;
+    let event = event(handle)?;
+    let streams = of.streams();
+    capture::refuse_among(&streams)?;
+    match event.state() {
+        State::Captured(..) => Err(STREAM_CAPTURE_UNSUPPORTED),
+        State::Recorded(marker) if !marker.is_set() => {
+            for stream in &streams {
+                submit(stream, WAIT_EVENT, Op::Wait(Arc::clone(&marker)))?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 exports! {
@@ -137,14 +184,10 @@ exports! {
     }
 
     fn cuCtxRecordEvent(handle: u64, event_handle: u64) {
-        let driver = driver::get()?;
-        let context = if handle == 0 { context::current()? } else { driver.contexts.get(handle).ok_or(INVALID_HANDLE)? };
-        context.check()?;
-        capture::refuse_in(&context)?;
-        let event = event(event_handle)?;
-        let legacy = context.legacy().ok_or(INVALID_HANDLE)?;
-        let marker = Arc::default();
-        event.set_state(State::Recorded(Arc::clone(&marker)));
-        submit(&legacy, RECORD_EVENT, Op::Record(marker)).map(|_| ())
+        record_all(&entry_of(driver::get()?, handle)?, event_handle)
+    }
+
+    fn cuCtxWaitEvent(handle: u64, event_handle: u64) {
+        wait_all(&entry_of(driver::get()?, handle)?, event_handle)
     }
 }

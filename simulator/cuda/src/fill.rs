@@ -34,7 +34,11 @@ pub fn check(fill: &Fill) -> R<Option<Range>> {
     }
 }
 
-fn run(fill: Fill, on: u64, per_thread: bool, synchronous: bool) -> R {
+/// Checks and submits a fill.
+///
+/// # Errors
+/// As [`check`], and those of the stream and of a capture.
+pub fn run(fill: Fill, on: u64, per_thread: bool, synchronous: bool) -> R {
     let (driver, _) = here()?;
     let stream = stream(on, per_thread)?;
     if synchronous {
@@ -49,7 +53,8 @@ fn run(fill: Fill, on: u64, per_thread: bool, synchronous: bool) -> R {
     }
 }
 
-fn flat(target: u64, value: u32, element: u32, n: usize) -> Fill {
+/// A fill of `n` elements.
+pub fn flat(target: u64, value: u32, element: u32, n: usize) -> Fill {
     Fill {
         target,
         pitch: 0,
@@ -60,7 +65,8 @@ fn flat(target: u64, value: u32, element: u32, n: usize) -> Fill {
     }
 }
 
-fn shaped(
+/// A fill of rows.
+pub fn shaped(
     target: u64,
     pitch: usize,
     value: u32,

@@ -23,7 +23,11 @@ fn region(start: u64, length: u64, kind: Kind, flags: u32) -> R<HostRegion> {
     })
 }
 
-fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
+/// Pinned memory.
+///
+/// # Errors
+/// `INVALID_VALUE`, `OUT_OF_MEMORY`.
+pub fn allocate(out: Out<u64>, bytes: usize, flags: u32) -> R {
     out.needed()?;
     let (driver, _) = here()?;
     capture::allow_unsafe(driver)?;
@@ -51,6 +55,20 @@ fn register(address: u64, bytes: usize, flags: u32) -> R {
     }
     let region = region(address, bytes as u64, Kind::Registered, flags)?;
     write(&driver.host).register(region)
+}
+
+/// Where a device finds host memory: at the same address.
+///
+/// # Errors
+/// `INVALID_VALUE` for memory that is not pinned.
+pub fn device_pointer(address: u64, flags: u32) -> R<u64> {
+    let (driver, _) = here()?;
+    let known = read(&driver.host).find(address).is_some();
+    if known && flags == 0 {
+        Ok(address)
+    } else {
+        Err(INVALID_VALUE)
+    }
 }
 
 exports! {
@@ -90,12 +108,7 @@ exports! {
 
     fn cuMemHostGetDevicePointer_v2(out: Out<u64>, address: u64, flags: u32) {
         out.needed()?;
-        let (driver, _) = here()?;
-        if flags != 0 {
-            return Err(INVALID_VALUE);
-        }
-        let known = read(&driver.host).find(address).is_some();
-        if known { out.set(address) } else { Err(INVALID_VALUE) }
+        out.set(device_pointer(address, flags)?)
     }
 
     fn cuMemHostGetFlags(out: Out<u32>, address: u64) {

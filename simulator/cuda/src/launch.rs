@@ -113,6 +113,9 @@ pub fn prepare(handle: u64, shape: &Shape, params: In<u64>, extra: In<u64>) -> R
         return Err(NOT_SUPPORTED);
     }
     function.module.need(driver)?;
+    context
+        .limits
+        .need_stack(function.entry().local_bytes as u64)?;
     Ok(Launch {
         builtin: function.builtin,
         function: function.id,

@@ -85,6 +85,16 @@ fn set_attribute(function: &Function, attribute: i32, value: i32) -> R {
     }
 }
 
+/// A variable of a module: no built-in kernel has any.
+///
+/// # Errors
+/// `INVALID_HANDLE`, `NOT_FOUND`.
+pub fn global(handle: u64, name: In<c_char>) -> R {
+    driver::get()?.modules.get(handle).ok_or(INVALID_HANDLE)?;
+    text(name)?;
+    Err(NOT_FOUND)
+}
+
 exports! {
     fn cuModuleLoad(out: Out<u64>, path: In<c_char>) {
         load(out, &file(path)?)
@@ -140,11 +150,8 @@ exports! {
     }
 
     fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, handle: u64, name: In<c_char>) {
-        // No built-in kernel has variables.
         let _ = (address, bytes);
-        driver::get()?.modules.get(handle).ok_or(INVALID_HANDLE)?;
-        text(name)?;
-        Err(NOT_FOUND)
+        global(handle, name)
     }
 
     fn cuFuncGetAttribute(out: Out<i32>, which: i32, handle: u64) {

@@ -2,12 +2,13 @@
 
 use crate::abi::{Out, exports};
 use crate::graph::{self as graphs};
-use crate::submit::{here, stream, submit};
+use crate::submit::{stream, submit};
 use spillway_simulator_core::capture;
 use spillway_simulator_core::code::{
     CAPTURED_EVENT, INVALID_HANDLE, INVALID_VALUE, NOT_READY, R, STREAM_CAPTURE_INVALIDATED,
     STREAM_CAPTURE_UNSUPPORTED,
 };
+use spillway_simulator_core::context::{self, Current};
 use spillway_simulator_core::driver;
 use spillway_simulator_core::event::State;
 use spillway_simulator_core::exec::{Callback, Op};
@@ -21,7 +22,15 @@ const NON_BLOCKING: u32 = 1;
 
 fn create(out: Out<u64>, flags: u32, priority: i32) -> R {
     out.needed()?;
-    let (driver, context) = here()?;
+    make(out, &context::current_entry()?, flags, priority)
+}
+
+/// A stream in a context or green context.
+///
+/// # Errors
+/// `INVALID_VALUE`.
+pub fn make(out: Out<u64>, of: &Current, flags: u32, priority: i32) -> R {
+    let driver = driver::get()?;
     if flags & !NON_BLOCKING != 0 {
         return Err(INVALID_VALUE);
     }
@@ -36,9 +45,10 @@ fn create(out: Out<u64>, flags: u32, priority: i32) -> R {
         false,
         flags,
         priority.clamp(-5, 0),
-        Arc::clone(&context),
+        Arc::clone(&of.context),
+        of.green.clone(),
     );
-    context.add_stream(&made);
+    of.context.add_stream(&made);
     driver.streams.insert(made.id, Arc::clone(&made));
     out.set(made.id)
 }
@@ -47,6 +57,10 @@ fn destroy(handle: u64) -> R {
     let driver = driver::get()?;
     if handle <= 2 {
         return Err(INVALID_HANDLE);
+    }
+    let known = driver.streams.get(handle).ok_or(INVALID_HANDLE)?;
+    if let Some(green) = &known.green {
+        green.check()?;
     }
     let gone = driver.streams.remove(handle).ok_or(INVALID_HANDLE)?;
     capture::abandon(&gone);
@@ -65,6 +79,14 @@ fn refuse_capturing(stream: &Stream) -> R {
             Err(STREAM_CAPTURE_UNSUPPORTED)
         }
     }
+}
+
+/// The `CUcontext` of a stream.
+fn context_id(stream: &Stream) -> u64 {
+    stream
+        .green
+        .as_ref()
+        .map_or(stream.context.id, |green| green.context_id)
 }
 
 exports! {
@@ -94,16 +116,21 @@ exports! {
 
     fn cuStreamGetId / cuStreamGetId_ptsz [per_thread] (handle: u64, out: Out<u64>) {
         let stream = stream(handle, per_thread)?;
-        out.set(if stream.kind == Kind::Legacy { stream.context.id + 1 } else { stream.id })
+        out.set(if stream.kind == Kind::Legacy { context_id(&stream) + 1 } else { stream.id })
     }
 
     fn cuStreamGetCtx / cuStreamGetCtx_ptsz [per_thread] (handle: u64, out: Out<u64>) {
-        out.set(stream(handle, per_thread)?.context.id)
+        out.set(context_id(&*stream(handle, per_thread)?))
     }
 
     fn cuStreamGetCtx_v2 / cuStreamGetCtx_v2_ptsz [per_thread] (handle: u64, out: Out<u64>, green: Out<u64>) {
-        out.set(stream(handle, per_thread)?.context.id)?;
-        green.offer(0);
+        let stream = stream(handle, per_thread)?;
+        // The thread's own default stream has no green context, the driver says.
+        if stream.per_thread && stream.green.is_some() {
+            return Err(INVALID_HANDLE);
+        }
+        out.offer(stream.context.id);
+        green.offer(stream.green_id());
         Ok(())
     }
 
@@ -117,11 +144,11 @@ exports! {
         stream.wait(stream.submitted());
         if stream.kind == Kind::Legacy {
             // Work in blocking streams is ordered with it: what came before counts as its own.
-            for blocking in stream.context.streams().iter().filter(|s| s.kind == Kind::Blocking) {
+            for blocking in &stream.blocking_beside() {
                 blocking.wait(blocking.submitted());
             }
         }
-        stream.context.check()?;
+        stream.check()?;
         driver::get()?.trim_pools(stream.context.gpu, false);
         Ok(())
     }
@@ -130,8 +157,7 @@ exports! {
         let stream = stream(handle, per_thread)?;
         refuse_capturing(&stream)?;
         let blocking = || {
-            let streams = stream.context.streams();
-            stream.kind == Kind::Legacy && streams.iter().any(|s| s.kind == Kind::Blocking && s.busy())
+            stream.kind == Kind::Legacy && stream.blocking_beside().iter().any(|s| s.busy())
         };
         if stream.busy() || blocking() { Err(NOT_READY) } else { stream.context.check() }
     }

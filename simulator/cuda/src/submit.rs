@@ -24,12 +24,14 @@ pub fn here() -> R<(&'static Driver, Arc<Context>)> {
 pub fn stream(handle: u64, per_thread: bool) -> R<Arc<Stream>> {
     let driver = driver::get()?;
     match handle {
-        0 if per_thread => context::per_thread_stream(&context::current()?),
-        0 | 1 => context::current()?.legacy().ok_or(INVALID_HANDLE),
-        2 => context::per_thread_stream(&context::current()?),
+        0 if per_thread => context::per_thread_stream(&context::current_entry()?),
+        0 | 1 => context::current_entry()?
+            .default_stream()
+            .ok_or(INVALID_HANDLE),
+        2 => context::per_thread_stream(&context::current_entry()?),
         _ => {
             let stream = driver.streams.get(handle).ok_or(INVALID_HANDLE)?;
-            stream.context.check()?;
+            stream.check()?;
             Ok(stream)
         }
     }
@@ -45,7 +47,7 @@ pub fn refuse_implicit(stream: &Stream) -> R {
             .context
             .capturing()
             .into_iter()
-            .filter(|s| s.kind == Kind::Blocking)
+            .filter(|s| s.kind == Kind::Blocking && s.green_id() == stream.green_id())
             .collect();
         for capturing in &blocking {
             if let Some(capture) = capture::current(capturing) {
@@ -64,7 +66,7 @@ pub fn refuse_implicit(stream: &Stream) -> R {
 /// # Errors
 /// Those of captures, and the context's lasting error.
 pub fn submit(stream: &Arc<Stream>, kind: u32, op: Op) -> R<Option<u64>> {
-    stream.context.check()?;
+    stream.check()?;
     refuse_implicit(stream)?;
     if let Some(capture) = capture::current(stream) {
         capture.record(stream, kind, op)?;

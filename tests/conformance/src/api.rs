@@ -54,6 +54,7 @@ codes! {
     INVALID_DEVICE = 101;
     INVALID_IMAGE = 200;
     INVALID_CONTEXT = 201;
+    UNSUPPORTED_LIMIT = 215;
     INVALID_PTX = 218;
     UNSUPPORTED_PTX_VERSION = 222;
     INVALID_HANDLE = 400;
@@ -77,6 +78,8 @@ codes! {
     STREAM_CAPTURE_IMPLICIT = 906;
     CAPTURED_EVENT = 907;
     STREAM_CAPTURE_WRONG_THREAD = 908;
+    INVALID_RESOURCE_TYPE = 914;
+    INVALID_RESOURCE_CONFIGURATION = 915;
 }
 
 impl Code {
@@ -293,6 +296,37 @@ pub struct PoolProps {
     pub max_bytes: usize,
     pub usage: u16,
     pub reserved: [[u8; 27]; 2],
+}
+
+/// `CUdevResource`, of type SM.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevResource {
+    pub kind: u32,
+    pub internal: [u8; 92],
+    pub count: u32,
+    pub rest: [u32; 11],
+}
+
+impl Default for DevResource {
+    fn default() -> Self {
+        Self {
+            kind: 0,
+            internal: [0; 92],
+            count: 0,
+            rest: [0; 11],
+        }
+    }
+}
+
+/// `CUDA_ARRAY_DESCRIPTOR` of before 3.2.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OldArray {
+    pub width: u32,
+    pub height: u32,
+    pub format: u32,
+    pub channels: u32,
 }
 
 /// `CUDA_MEMCPY2D`.
@@ -573,6 +607,7 @@ functions! { cuda:
     cuGetProcAddress(symbol: *const c_char, address: &mut usize, version: i32, flags: u64);
     cuGetProcAddress_v2(symbol: *const c_char, address: &mut usize, version: i32, flags: u64, status: Option<&mut i32>);
 
+    cuCtxCreate(context: &mut Handle, flags: u32, device: i32);
     cuCtxCreate_v2(context: &mut Handle, flags: u32, device: i32);
     cuCtxDestroy_v2(context: Handle);
     cuCtxGetCurrent(context: &mut Handle);
@@ -589,6 +624,31 @@ functions! { cuda:
     cuCtxSynchronize();
     cuCtxEnablePeerAccess(peer: Handle, flags: u32);
     cuCtxDisablePeerAccess(peer: Handle);
+
+    cuMemGetInfo(free: &mut u32, total: &mut u32);
+    cuMemAlloc(address: &mut u32, bytes: u32);
+    cuMemAllocPitch(address: &mut u32, pitch: &mut u32, width: u32, height: u32, element: u32);
+    cuMemFree(address: u32);
+    cuMemGetAddressRange(base: &mut u32, size: &mut u32, address: u32);
+    cuMemcpyHtoD(dst: u32, src: *const u8, bytes: u32);
+    cuMemcpyDtoH(dst: *mut u8, src: u32, bytes: u32);
+    cuMemcpyDtoD(dst: u32, src: u32, bytes: u32);
+    cuMemsetD8(dst: u32, value: u8, count: u32);
+    cuArrayCreate(array: &mut Handle, shape: &OldArray);
+
+    cuDeviceGetDevResource(device: i32, resource: &mut DevResource, kind: u32);
+    cuCtxGetDevResource(context: Handle, resource: &mut DevResource, kind: u32);
+    cuGreenCtxGetDevResource(green: Handle, resource: &mut DevResource, kind: u32);
+    cuDevSmResourceSplitByCount(result: *mut DevResource, groups: &mut u32, from: &DevResource, rest: *mut DevResource, flags: u32, least: u32);
+    cuDevResourceGenerateDesc(description: &mut Handle, resources: *const DevResource, count: u32);
+    cuGreenCtxCreate(green: &mut Handle, description: Handle, device: i32, flags: u32);
+    cuGreenCtxDestroy(green: Handle);
+    cuCtxFromGreenCtx(context: &mut Handle, green: Handle);
+    cuGreenCtxRecordEvent(green: Handle, event: Handle);
+    cuGreenCtxWaitEvent(green: Handle, event: Handle);
+    cuGreenCtxStreamCreate(stream: &mut Handle, green: Handle, flags: u32, priority: i32);
+    cuStreamGetGreenCtx(stream: Handle, green: &mut Handle);
+    cuStreamGetCtx_v2(stream: Handle, context: &mut Handle, green: &mut Handle);
 
     cuMemGetInfo_v2(free: &mut usize, total: &mut usize);
     cuMemAlloc_v2(address: Option<&mut Dptr>, bytes: usize);

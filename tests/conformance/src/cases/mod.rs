@@ -19,6 +19,8 @@ macro_rules! topics {
 topics!(
     device,
     context,
+    green,
+    limits,
     memory,
     arrays,
     copies,
@@ -42,6 +44,7 @@ topics!(
     launches,
     errors,
     misuse,
+    legacy,
     procaddress,
     processes,
     fork,

@@ -7,10 +7,14 @@ use spillway_tests::{Place, artifact};
 
 /// Rules that programs see otherwise under Spillway, with the reason. A case that is listed and
 /// passes fails the test, so the list stays true.
-const OTHERWISE: [(&str, &str); 6] = [
+const OTHERWISE: [(&str, &str); 7] = [
     (
         "processes.memory_is_shared_out_among_processes",
         "a program is told of its own workload's memory only, not of its neighbours'",
+    ),
+    (
+        "pointer.sync_memops_can_be_set",
+        "memory that can be swapped is cuMemMap's, for which the driver does not have it",
     ),
     ("managed.an_allocation_takes_no_device_memory", MANAGED),
     ("managed.prefetches_bring_pages_and_take_them_away", MANAGED),
