@@ -161,7 +161,11 @@ pub unsafe fn cuMemAllocPitch(
 
 /// Destroys something that is on record by a key, and uncharges it. Off the record first: another thread
 /// may get the same key for something new as soon as the driver is done.
-pub(super) fn destroy_other(runtime: &Runtime, key: u64, destroy: impl FnOnce() -> Status) -> Status {
+pub(super) fn destroy_other(
+    runtime: &Runtime,
+    key: u64,
+    destroy: impl FnOnce() -> Status,
+) -> Status {
     let other = lock(&runtime.handles).take_other(key);
     let status = destroy();
     let Some((other, context)) = other else {

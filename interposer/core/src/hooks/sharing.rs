@@ -211,7 +211,9 @@ pub unsafe fn cuIpcCloseMemHandle(real: sig::cuIpcCloseMemHandle, dptr: u64) -> 
 fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
     let closing =
         limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).closing(key)?)));
-    if closing.as_ref().is_some_and(|(_, closing)| closing.last.is_some())
+    if closing
+        .as_ref()
+        .is_some_and(|(_, closing)| closing.last.is_some())
         && let Some((runtime, _)) = &closing
     {
         runtime.unhold(key);

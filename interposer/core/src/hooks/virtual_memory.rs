@@ -51,8 +51,8 @@ pub unsafe fn cuMemCreate(
 }
 
 pub unsafe fn cuMemRelease(real: sig::cuMemRelease, handle: u64) -> Status {
-    let releasing = limited()
-        .and_then(|runtime| Some((runtime, lock(&runtime.handles).releasing(handle)?)));
+    let releasing =
+        limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).releasing(handle)?)));
     // SAFETY: the application's own call.
     let status = unsafe { real(handle) };
     if let Some((runtime, releasing)) = releasing {
