@@ -178,6 +178,11 @@ pub fn alternate_in_threads<C: Case>(
 
 /// Runs both sides until they are warm, and finds how many calls a part has.
 fn calibrate(plan: Plan, case: &mut dyn Case) -> Result<u32> {
+    // The first calls may do what is done once.
+    for side in [Side::Baseline, Side::Subject].repeat(3) {
+        timed(case, side, 1)?;
+        case.settle();
+    }
     let mut calls = 1;
     loop {
         let baseline = timed(case, Side::Baseline, calls)?;
