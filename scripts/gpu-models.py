@@ -242,6 +242,11 @@ def limits(run, shapes, capacity=None):
     return each, int(capacity)
 
 
+def small_request(capacity, each):
+    """Far below what a model uses, so that all are borrowers, and what all request together fits."""
+    return min(GiB, capacity // (2 * len(each)) // MiB * MiB, *each)
+
+
 def daemon(run, capacity, *flags):
     return Daemon(run, "--capacity", f"{capacity}B", "--reserve", "0", "--turn", "500ms", "--growth-wait", "60s", *flags)
 
@@ -253,7 +258,7 @@ def take_turns(run, fig, members, rounds, budget):
     node, wrong, children = daemon(run, capacity), [], {}
     end = time.monotonic() + min(budget, run.left())
     for (name, *_), limit in zip(members, each):
-        children[name] = node.child_of(name, min(GiB, limit), limit)
+        children[name] = node.child_of(name, small_request(capacity, each), limit)
     before, fig["loading"] = {}, {}
     for name, shape, seed, how in members:
         got = children[name].ask(f"load {shape} {how}", 150)
@@ -387,7 +392,7 @@ def trio(run, fig):
             fig[kind] = f"skipped: needs {capacity / GiB:.1f} GiB"
             continue
         node = daemon(run, capacity)
-        children = [node.child_of(f"{kind}-{n}", min(GiB, limit), limit) for n, limit in zip(names, each)]
+        children = [node.child_of(f"{kind}-{n}", small_request(capacity, each), limit) for n, limit in zip(names, each)]
         for i, child in enumerate(children):
             child.ask(f"load {shapes[i]} seed {i + 1}", 120)
             for tokens in TOKENS:
