@@ -173,6 +173,7 @@ class Model:
             if self.bytes > free * 0.9:  # more would be moved by faults, which is another thing and can stop a machine
                 raise RuntimeError(f"{self.bytes} bytes of managed memory are more than nine tenths of the {free} free bytes")
             self.managed = Managed(self.bytes)
+            self.managed.prefetch("device")
         for name, (at, size, dims) in self.places.items():
             self.w[name] = (self.managed.tensor[at:at + size].view(torch.bfloat16).view(dims) if managed
                             else torch.empty(dims, dtype=torch.bfloat16, device=device))

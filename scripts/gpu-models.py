@@ -185,29 +185,31 @@ def cold(run, fig):
     size = nbytes_of(shape)
     for tokens in TOKENS:
         run.enough(10, "a cold start from the page cache")
-        facts, got, short = cold_start(run, fig, f"page_cache_{tokens}", shape, tokens, False, size)
-        row(run, shape, tokens)["cold_cached"] = facts["ttft_s"]
+        warm, got, short = cold_start(run, fig, f"page_cache_{tokens}", shape, tokens, False, size)
+        row(run, shape, tokens)["cold_cached"] = warm["ttft_s"]
         if not short:
             reference(run, shape, 1, tokens, got, wrong)
-    if run.state["facts"]["filesystem"].startswith(("tmpfs", "ramfs")):
-        fig["dropped"] = f"skipped: {run.a.files} is in memory (name a folder on a disk by --files)"
-        need(not wrong, "; ".join(wrong))
-        return
-    run.state["synced"].wait(max(1, min(120, run.left() - 20)))
-    fig["synced"] = run.state["synced"].is_set()
-    fig["disk_GBps"] = round(disk_rate(run.state["path"]) / 1e9, 3)
-    run.state["facts"]["disk_GBps"] = fig["disk_GBps"]
-    for tokens in TOKENS:
-        cached_ttft, took = fig[f"page_cache_{tokens}"]["ttft_s"], size / 1e9 / max(fig["disk_GBps"], 0.001)
-        if run.left() < cached_ttft + took * 1.2 + 4:
-            fig[f"disk_{tokens}"] = (f"not measured: it takes about {cached_ttft + took:.0f} s, {run.left():.0f} s are left; computed from "
-                                     f"the disk's rate: {cached_ttft - fig[f'page_cache_{tokens}']['read_s'] + took:.1f} s")
+        run.write()
+        if run.state["facts"]["filesystem"].startswith(("tmpfs", "ramfs")):
+            fig["dropped"] = f"skipped: {run.a.files} is in memory (name a folder on a disk by --files)"
+            continue
+        if "disk_GBps" not in fig:
+            begin = time.monotonic()
+            fig["synced"] = run.state["synced"].wait(max(1, min(120, run.left() - 30)))
+            fig["waited_for_sync_s"] = round(time.monotonic() - begin, 2)
+            fig["disk_GBps"] = run.state["facts"]["disk_GBps"] = round(disk_rate(run.state["path"]) / 1e9, 3)
+        took = size / 1e9 / max(fig["disk_GBps"], 0.001)
+        if run.left() < warm["ttft_s"] + took * 1.2 + 4:
+            fig[f"disk_{tokens}"] = (f"not measured: it takes about {warm['ttft_s'] + took:.0f} s, {run.left():.0f} s are left; computed "
+                                     f"from the disk's rate: {warm['ttft_s'] - warm['read_s'] + max(took, warm['read_s']):.1f} s")
             run.trace(fig[f"disk_{tokens}"])
             continue
         facts, got, short = cold_start(run, fig, f"disk_{tokens}", shape, tokens, True, size)
         row(run, shape, tokens)["cold_disk"] = facts["ttft_s"]
         if not short:
             reference(run, shape, 1, tokens, got, wrong)
+        drop_back = cached(run.state["path"])  # what reading brought back is what the next one starts with
+        fig[f"cached_after_{tokens}_MiB"] = drop_back and drop_back // MiB
     need(not wrong, "; ".join(wrong))
 
 
@@ -242,6 +244,11 @@ def limits(run, shapes, capacity=None):
     return each, int(capacity)
 
 
+def small_request(capacity, each):
+    """Far below what a model uses, so that all are borrowers, and what all request together fits."""
+    return min(GiB, capacity // (2 * len(each)) // MiB * MiB, *each)
+
+
 def daemon(run, capacity, *flags):
     return Daemon(run, "--capacity", f"{capacity}B", "--reserve", "0", "--turn", "500ms", "--growth-wait", "60s", *flags)
 
@@ -253,7 +260,7 @@ def take_turns(run, fig, members, rounds, budget):
     node, wrong, children = daemon(run, capacity), [], {}
     end = time.monotonic() + min(budget, run.left())
     for (name, *_), limit in zip(members, each):
-        children[name] = node.child_of(name, min(GiB, limit), limit)
+        children[name] = node.child_of(name, small_request(capacity, each), limit)
     before, fig["loading"] = {}, {}
     for name, shape, seed, how in members:
         got = children[name].ask(f"load {shape} {how}", 150)
@@ -387,7 +394,7 @@ def trio(run, fig):
             fig[kind] = f"skipped: needs {capacity / GiB:.1f} GiB"
             continue
         node = daemon(run, capacity)
-        children = [node.child_of(f"{kind}-{n}", min(GiB, limit), limit) for n, limit in zip(names, each)]
+        children = [node.child_of(f"{kind}-{n}", small_request(capacity, each), limit) for n, limit in zip(names, each)]
         for i, child in enumerate(children):
             child.ask(f"load {shapes[i]} seed {i + 1}", 120)
             for tokens in TOKENS:

@@ -330,7 +330,7 @@ def main(name, doc, cases, quick_cases, render):
     ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--base", type=Path, required=True, help="an unpacked archive (scripts/release)")
     ap.add_argument("--out", type=Path, required=True, help="folder for results and logs")
-    ap.add_argument("--seconds", type=float, default=420, help="no case starts, and no wait lasts, beyond these [420]")
+    ap.add_argument("--seconds", type=float, help="no case starts, and no wait lasts, beyond these [420; with --quick 125]")
     ap.add_argument("--quick", action="store_true", help="the headline alone, in about 110 s")
     ap.add_argument("--scale", choices=("full", "small"), default="full", help="small: tiny models, a test of this script")
     ap.add_argument("--layers", type=int, help="this many layers instead of 32 in the 7B model")
@@ -338,6 +338,7 @@ def main(name, doc, cases, quick_cases, render):
     ap.add_argument("--device", help="UUID of the device")
     ap.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(cases)} [all; with --quick {', '.join(quick_cases)}]")
     a = ap.parse_args()
+    a.seconds = a.seconds or (125 if a.quick else 420)
     unknown = [c for c in a.cases if c not in cases]
     if unknown:
         ap.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
