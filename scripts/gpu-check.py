@@ -4,7 +4,8 @@ Parts:
   conformance   tests/conformance on the real driver, without Spillway: is the simulator right?
   e2e           programs under Spillway on the real driver: quotas, swaps, deaths, every byte checked
   facts         the questions that no documentation answers (gpu-facts.py)
-  all           these three
+  torch         PyTorch, where python3 has it: the same bits with and without Spillway (gpu-torch.py)
+  all           these four
 
 Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json and
 report.md, and per part a JSON file and logs. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
@@ -13,7 +14,7 @@ could be run. No setting of the GPU is changed; an idle GPU gives the best figur
 import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-PARTS = ("conformance", "e2e", "facts")
+PARTS = ("conformance", "e2e", "facts", "torch")
 LIMIT = 540  # seconds for a part, whatever happens
 GRACE = 20  # of these, for its own clean-up
 
@@ -147,11 +148,19 @@ def facts(here, out, env):
     return code, seconds, cases
 
 
+def torch(here, out, env):
+    folder = out / "torch"
+    folder.mkdir(exist_ok=True)
+    code, seconds = bounded([sys.executable, str(here / "scripts/gpu-torch.py"), "--base", str(here), "--out", str(folder),
+                             "--seconds", str(LIMIT - 60)], folder / "torch.log", env, LIMIT - GRACE)
+    return code, seconds, (read_json(folder / "torch.json") or {}).get("cases", [])
+
+
 def part(name, here, out, env):
     """One part's account."""
     print(f"gpu-check: {name} ...", flush=True)
     try:
-        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts}[name](here, out, env)
+        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts, "torch": torch}[name](here, out, env)
     except OSError as why:
         code, seconds, cases = 1, 0.0, [{"name": name, "result": "FAIL", "reason": str(why)}]
     count = lambda word: sum(case["result"] == word for case in cases)
@@ -162,6 +171,8 @@ def part(name, here, out, env):
         problems.append(f"its {LIMIT} s were over before it was done")
     elif code != 0 and not problems:
         problems.append(f"ended with {code}; see its log")
+    elif name == "torch" and cases and account["skipped"] == len(cases):
+        pass  # PyTorch is not on every machine; the report names the reason
     elif not account["passed"]:
         problems.append("nothing passed; see its log")
     account["problems"] = problems
@@ -216,7 +227,7 @@ def simulated(here, env):
 
 def main():
     ap = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("parts", nargs="*", metavar="PART", help="conformance, e2e, facts or all [all]")
+    ap.add_argument("parts", nargs="*", metavar="PART", help="conformance, e2e, facts, torch or all [all]")
     ap.add_argument("--out", type=Path, default=Path("gpu-check-report"), help="folder for the report [gpu-check-report]")
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
