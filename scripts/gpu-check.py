@@ -16,6 +16,7 @@ from pathlib import Path
 
 PARTS = ("conformance", "e2e", "facts", "torch")
 LIMIT = 540  # seconds for a part, whatever happens
+QUICK = False  # by --quick
 GRACE = 20  # of these, for its own clean-up
 
 
@@ -152,7 +153,7 @@ def torch(here, out, env):
     folder = out / "torch"
     folder.mkdir(exist_ok=True)
     code, seconds = bounded([sys.executable, str(here / "scripts/gpu-torch.py"), "--base", str(here), "--out", str(folder),
-                             "--seconds", str(LIMIT - 60)], folder / "torch.log", env, LIMIT - GRACE)
+                             "--seconds", str(LIMIT - 60), *(["--quick"] if QUICK else [])], folder / "torch.log", env, LIMIT - GRACE)
     return code, seconds, (read_json(folder / "torch.json") or {}).get("cases", [])
 
 
@@ -232,8 +233,11 @@ def main():
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
                     help="the unpacked archive [where this script is]")
+    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps")
     ap.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
+    global QUICK
+    QUICK = a.quick
     if a.describe:
         print(json.dumps(describe()))
         return 0
