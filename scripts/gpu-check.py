@@ -4,6 +4,7 @@ Parts:
   conformance   tests/conformance on the real driver, without Spillway: is the simulator right?
   e2e           programs under Spillway on the real driver: quotas, swaps, deaths, every byte checked
   facts         the questions that no documentation answers (gpu-facts.py)
+  torch         PyTorch, where python3 has it: the same bits with and without Spillway (gpu-torch.py)
   models        language models that take turns: cold start against swap-in (gpu-models.py; needs PyTorch)
   peers         other ways to bring a model off the GPU and back (gpu-peers.py; needs PyTorch)
   all           all of these
@@ -15,9 +16,10 @@ could be run. No setting of the GPU is changed; an idle GPU gives the best figur
 import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-PARTS = ("conformance", "e2e", "facts", "models", "peers")
-OPTIONAL = ("models", "peers")  # where PyTorch is: all of it may be skipped
+PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers")
+OPTIONAL = ("torch", "models", "peers")  # where PyTorch is: all of it may be skipped
 LIMIT = 540  # seconds for a part, whatever happens
+QUICK = False  # by --quick
 GRACE = 20  # of these, for its own clean-up
 
 
@@ -150,24 +152,26 @@ def facts(here, out, env):
     return code, seconds, cases
 
 
-def models(here, out, env, name="models"):
-    folder = out / name
-    folder.mkdir(exist_ok=True)
-    code, seconds = bounded([sys.executable, str(here / f"scripts/gpu-{name}.py"), "--base", str(here), "--out", str(folder),
-                             "--seconds", str(LIMIT - 90)], folder / f"{name}.log", env, LIMIT - GRACE)
-    return code, seconds, (read_json(folder / f"{name}.json") or {}).get("cases", [])
+def by_script(name):
+    """A part that a script of its own does, into a folder of its own."""
+    def run(here, out, env):
+        folder = out / name
+        folder.mkdir(exist_ok=True)
+        code, seconds = bounded([sys.executable, str(here / f"scripts/gpu-{name}.py"), "--base", str(here), "--out", str(folder),
+                                 "--seconds", str(LIMIT - 90), *(["--quick"] if QUICK else [])], folder / f"{name}.log", env,
+                                LIMIT - GRACE)
+        return code, seconds, (read_json(folder / f"{name}.json") or {}).get("cases", [])
+    return run
 
 
-def peers(here, out, env):
-    return models(here, out, env, "peers")
+DOERS = {"conformance": conformance, "e2e": e2e, "facts": facts, **{name: by_script(name) for name in OPTIONAL}}
 
 
 def part(name, here, out, env):
     """One part's account."""
     print(f"gpu-check: {name} ...", flush=True)
     try:
-        code, seconds, cases = {"conformance": conformance, "e2e": e2e, "facts": facts,
-                                "models": models, "peers": peers}[name](here, out, env)
+        code, seconds, cases = DOERS[name](here, out, env)
     except OSError as why:
         code, seconds, cases = 1, 0.0, [{"name": name, "result": "FAIL", "reason": str(why)}]
     count = lambda word: sum(case["result"] == word for case in cases)
@@ -239,8 +243,11 @@ def main():
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
                     help="the unpacked archive [where this script is]")
+    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps")
     ap.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
+    global QUICK
+    QUICK = a.quick
     if a.describe:
         print(json.dumps(describe()))
         return 0
