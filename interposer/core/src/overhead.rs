@@ -84,16 +84,16 @@ impl Runtime {
         }
     }
 
-    /// Runs a driver call that makes the driver take memory for itself, inside the gate. `least`: what it
-    /// will take at the least, where that is known.
+    /// Runs a driver call that makes the driver take memory for itself, inside the gate. What it will take:
+    /// at the least, where that is known, and at the most, where that may be a lot.
     pub fn taking_overhead(
         &self,
         device: usize,
-        least: u64,
+        (least, most): (u64, u64),
         make: impl FnOnce() -> Status,
         undo: impl FnOnce(),
     ) -> Status {
-        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least));
+        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least).max(most));
         let watched = self.session.is_some() && near(self);
         if watched {
             self.measure_now();

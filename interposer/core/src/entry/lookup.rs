@@ -90,7 +90,10 @@ pub unsafe extern "C" fn lookup(
 
 /// Whether the name may be the driver's and has no row. (Rows that are not hooked have no export.)
 fn is_unknown(symbol: &CStr) -> bool {
-    unknown::is_drivers(symbol.to_bytes()) && crate::table::find(symbol.to_bytes()).is_none()
+    let name = symbol.to_bytes();
+    unknown::is_drivers(name)
+        && crate::table::find(name).is_none()
+        && !crate::table::is_interop(name)
 }
 
 /// The driver's own libraries find the driver, whatever we export.

@@ -115,7 +115,9 @@ fn count_unknown(asked: &CStr, address: usize) -> bool {
     let listed = ROWS
         .iter()
         .any(|row| row.base == asked || row.symbol == asked);
-    if !listed && unknown::is_drivers(asked.to_bytes()) {
+    if crate::table::is_interop(asked.to_bytes()) {
+        false
+    } else if !listed && unknown::is_drivers(asked.to_bytes()) {
         unknown::record(asked, true)
     } else {
         unknown::record_address(address)

@@ -14,12 +14,22 @@ use super::limited;
 
 /// Runs a call of the current context; without quota or context it goes to the driver as it is.
 fn taking(make: impl FnOnce() -> Status, undo: impl FnOnce(&Runtime)) -> Status {
+    taking_most(|_| 0, make, undo)
+}
+
+/// The same, for what may take as much as `most` says, in bytes.
+fn taking_most(
+    most: impl FnOnce(i32) -> u64,
+    make: impl FnOnce() -> Status,
+    undo: impl FnOnce(&Runtime),
+) -> Status {
     let current = limited().and_then(|runtime| Some((runtime, runtime.current().ok()?)));
     let Some((runtime, (_, device))) = current else {
         let _inside = gate::enter();
         return make();
     };
-    runtime.taking_overhead(device, GRANULE, make, || undo(runtime))
+    let most = most(runtime.devices[device].ordinal);
+    runtime.taking_overhead(device, (GRANULE, most), make, || undo(runtime))
 }
 
 macro_rules! loads {
@@ -115,11 +125,35 @@ pub unsafe fn cuKernelGetFunction(
     unsafe { found(status, library as usize, pFunc) }
 }
 
+/// `CU_LIMIT_STACK_SIZE`
+const STACK_SIZE: u32 = 0;
+
+/// How many threads a device runs at a time; many, if it does not say.
+fn resident_threads(ordinal: i32) -> u64 {
+    /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`
+    const MULTIPROCESSORS: u32 = 16;
+    /// `CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR`
+    const THREADS_EACH: u32 = 39;
+    let ask = |attribute, otherwise| {
+        let mut value = 0;
+        // SAFETY: the driver fills one integer.
+        let asked = unsafe { call::cuDeviceGetAttribute(&raw mut value, attribute, ordinal) };
+        let known = asked.is_success().then(|| u64::try_from(value).ok());
+        known.flatten().unwrap_or(otherwise)
+    };
+    ask(MULTIPROCESSORS, 256) * ask(THREADS_EACH, 2048)
+}
+
 pub unsafe fn cuCtxSetLimit(real: sig::cuCtxSetLimit, limit: u32, value: usize) -> Status {
     let mut before = 0;
     // SAFETY: the driver fills one integer.
     let known = unsafe { call::cuCtxGetLimit(&raw mut before, limit) }.is_success();
-    taking(
+    taking_most(
+        |ordinal| match limit {
+            // A stack for every thread that can be resident: measured so on an H200 with driver 580.
+            STACK_SIZE => (value as u64).saturating_mul(resident_threads(ordinal)),
+            _ => value as u64,
+        },
         // SAFETY: the application's own call.
         || unsafe { real(limit, value) },
         |_| {

@@ -45,7 +45,7 @@ fn make_context(
         status
     } else {
         let least = runtime.context_cost().max(GRANULE);
-        runtime.taking_overhead(device, least, make, undo)
+        runtime.taking_overhead(device, (least, 0), make, undo)
     };
     if status.is_success() {
         note();

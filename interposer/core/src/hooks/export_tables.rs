@@ -10,7 +10,9 @@ use super::limited;
 
 /// What libcudart asks for: its own interface, the tools' callback hooks and thread storage, context
 /// storage, and its checks.
-const RUNTIME: [u128; 6] = [
+const RUNTIME: [u128; 7] = [
+    // Asked for first, before cuInit, by libcudart 12 and 13, and so by whatever has that built in (cuBLAS).
+    0xf8cf_f951_2146_8b4e_b9e2_fb46_9e7c_0dd9,
     0x6bd5_fb6c_5bf4_e74a_8987_d939_12fd_9df9,
     0xa094_798c_2e74_2e74_93f2_0800_200c_0a66,
     0x42d8_5a81_23f6_cb47_8298_f6e7_8a3a_ecdc,

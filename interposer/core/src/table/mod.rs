@@ -11,11 +11,13 @@ pub mod nvml_rows;
 #[macro_use]
 mod cudarc_names;
 mod abi;
+mod interop;
 mod library;
 #[cfg(test)]
 mod tests;
 
 pub use abi::{CUipcEventHandle, CUipcMemHandle, CUmemLocation};
+pub use interop::is_interop;
 pub use library::Library;
 
 /// What an entry point does above all. One per row; further effects are [`Mark`]s.
