@@ -313,7 +313,8 @@ fn captured_events_cannot_be_asked() -> Outcome {
     begin(&s, RELAXED)?;
     ok!(cuEventRecord(event, s.stream));
     is!(cuEventQuery(event), CAPTURED_EVENT);
-    is!(cuEventSynchronize(event), CAPTURED_EVENT);
+    // INVALID_VALUE on driver 580.
+    fails!(cuEventSynchronize(event));
     observe!("status after asking: {}", status(s.stream)?);
     Ok(())
 }

@@ -329,6 +329,9 @@ fn a_launch_that_cannot_have_memory_is_out_of_memory() -> Outcome {
             }
         }
     }
+    // Driver 580 keeps all that it could get before it failed, until it is told to trim.
+    observe!("kept after the failures: {} bytes", free.saturating_sub(free_bytes()?));
+    ok!(cuDeviceGraphMemTrim(gpu.device));
     check!(free_bytes()? + 8 * MIB >= free, "free was {free}, is {}", free_bytes()?);
     let small = instantiate(cycle(&gpu, MIB, 14)?)?;
     launch(small, stream)

@@ -255,13 +255,9 @@ fn synchronous_free_takes_stream_ordered_memory() -> Outcome {
     let address = alloc_async(16 * MIB, stream)?;
     ok!(cuStreamSynchronize(stream));
     ok!(cuMemFree_v2(address));
-    // Driver 580 counts it as used until it looks again.
-    observe!("used at once: {}", figure(default_pool(&gpu)?, USED)?);
-    ok!(cuCtxSynchronize());
-    let again = alloc_async(2 * MIB, stream)?;
-    ok!(cuMemFreeAsync(again, stream));
-    ok!(cuStreamSynchronize(stream));
-    check!(figure(default_pool(&gpu)?, USED)? == 0, "still used");
+    // Driver 580 goes on counting it as used, and has given it back all the same.
+    observe!("counted as used afterwards: {}", figure(default_pool(&gpu)?, USED)?);
+    fails!(cuMemFree_v2(address));
     let classic = alloc(4 * MIB)?;
     let code = cuMemFreeAsync(classic, stream);
     observe!("cuMemFreeAsync of cuMemAlloc memory: {code:?}");
