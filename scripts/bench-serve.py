@@ -21,7 +21,7 @@ A ratio is A over B for A_vs_B. On the simulator the rates are the scenario's, a
 first; there the steps are kernels of the same length. Exit code 1 if something failed, or if a ratio is further
 than 10 % from the computed one or a control further than 0.05 from 1.0 (not with --smoke).
 """
-import argparse, json, shutil, sys, tempfile, time
+import argparse, json, math, shutil, sys, tempfile, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 import bench_model as model
@@ -78,22 +78,20 @@ def spread(run):
     device = size(s["device"])
     with run.machine(memory=device, gpus=1) as machine:
         weights = run.file(machine, s["weights"])
-        machine.start()
-        overhead, held = machine.needs(weights, kv)
-        machine.stop()
+        machine.warm(device)
+        overhead, (held,) = machine.needs([weights], kv)
         light, full = (size(s["neighbour"][name]) for name in ("light", "full"))
         room = limit + light + 8 * MiB + 2 * overhead
         need(full + limit + 2 * overhead > room, "the scenario's neighbour fits beside the limit: nothing has to be swapped")
         need(not SIMULATED or room <= device, f"the scenario's device is too small: {room} of {device}")
-        fits = {"alone": model.fit((device if SIMULATED else 10**15) - overhead, held, kv), "static": model.fit(fraction, held, kv),
-                "request_limit": model.fit(limit, held, kv), "swap": model.fit(limit, held, kv)}
+        fits = {"static": model.fit(fraction, held, kv), "request_limit": model.fit(limit, held, kv), "swap": model.fit(limit, held, kv)}
         got = {mode: {clients: [] for clients in s["concurrency"]} for mode in MODES}
         controls = {mode: [] for mode in ("static", "request_limit")}
         machine.start(room)
         for number in range(run.rounds):
             # In another order each time: whatever the machine does besides meets all of them.
             for mode in MODES[number % 4:] + MODES[:number % 4]:
-                spread_mode(run, machine, mode, weights, kv, overhead, got[mode])
+                spread_mode(run, machine, mode, weights, kv, overhead, fits, got[mode])
             for mode in ("static", "request_limit") if number % 2 else ("request_limit", "static"):
                 controls[mode].append(spread_control(run, machine, mode, weights, control_kv, overhead))
         machine.stop()
@@ -145,15 +143,18 @@ def leave(machine, server, neighbour):
     time.sleep(0.1)  # the dead one's memory comes back
 
 
-def spread_mode(run, machine, mode, weights, kv, overhead, got):
+def spread_mode(run, machine, mode, weights, kv, overhead, fits, got):
     s = run.s["spread"]
     server, neighbour = under(machine, mode, weights, kv, overhead, run)
+    if mode == "alone":  # what it may have is what the driver has left
+        fits[mode] = server.ask("stats")[0]["free_bytes"] // kv
     for clients in s["concurrency"]:
         if neighbour:
             # Back on the device, and idle again: a burst begins with it there.
             neighbour.ask("launch")
             time.sleep(0.3)
-        passes = max(s["passes"], 1 + -(-s["requests_min"] // clients))
+        # One pass until the queue is there, then as many as fill the time, one at least.
+        passes = 1 + max(1, math.ceil(s["point_s"] / run.serving.closed_loop(clients, fits[mode])[1]))
         got[clients].append(server.load(clients, passes, run.serving.steps))
     if mode == "swap":
         need(machine.workload("neighbour")["swaps_out"] > 0, "the neighbour was never swapped out: the burst found other memory")
@@ -163,7 +164,7 @@ def spread_mode(run, machine, mode, weights, kv, overhead, got):
 def spread_control(run, machine, mode, weights, kv, overhead):
     s = run.s["spread"]
     server, neighbour = under(machine, mode, weights, kv, overhead, run)
-    report = server.load(s["control"], s["passes"], run.serving.steps)
+    report = server.load(s["control"], s["control_passes"], run.serving.steps)
     leave(machine, server, neighbour)
     return report
 
@@ -175,13 +176,13 @@ def turns(run):
     kv, nbytes = size(s["kv"]), size(s["weights"])
     pause = s["pause_ms"] / 1e3
     answers = {name: [] for name in ("swap", "cold", "cold_spillway", "control", "alone", "start")}
-    with run.machine(memory=2 * size(s["room_control"]), gpus=2) as machine:
+    memory = size(s["room_control"]) + 256 * MiB
+    with run.machine(memory=memory, gpus=2) as machine:
         files = [run.file(machine, s["weights"], seed) for seed in (1, 2)]
         small = run.file(machine, "4MiB")
-        machine.start()
-        overhead, held = machine.needs(files[0], kv)
-        machine.stop()
         spare = machine.spare()
+        machine.warm(memory, nbytes + 64 * MiB)
+        overhead, (held,) = machine.needs(files[:1], kv)
         room = size(s["room"]) + 2 * overhead
         need(held + kv <= size(s["room"]) < 2 * held, "of the scenario's two models not exactly one fits")
         quota = {"request": nbytes // 4, "limit": size(s["room"]) + overhead}
@@ -217,7 +218,7 @@ def turns(run):
                 if spare == 0:  # the one device there is
                     for one in two:
                         machine.move(one.name, "evict")
-                for name, more in (("cold", {"bare": True, "device": spare}), ("cold_spillway", {"limit": quota["limit"]})):
+                for name, more in (("cold", {"bare": True, "device": spare}), ("cold_spillway", {"request": nbytes // 8, "limit": quota["limit"]})):
                     if name == "cold_spillway":
                         for one in two:
                             machine.move(one.name, "evict")
@@ -243,8 +244,8 @@ def turns(run):
         two = pair()
         alone = server("alone", files[0], bare=True, device=spare).ready()
         for number in range(run.rounds):
-            both = [("control", lambda: take_turns(two, 1, s["control_steps"], 0.05)),
-                    ("alone", lambda: take_turns([alone], 2, s["control_steps"], 0.05))]
+            both = [("control", lambda: take_turns(two, s["control_turns"], s["control_steps"], 0.05)),
+                    ("alone", lambda: take_turns([alone], 2 * s["control_turns"], s["control_steps"], 0.05))]
             for name, what in both if number % 2 else reversed(both):
                 answers[name].append(what())
         need(machine.workload("a")["swaps_out"] == 0, "models that fit were swapped")
@@ -278,12 +279,11 @@ def trio(run):
 
     def measure(names, passes):
         """Walls of (shared, own) per round; overhead, and what each holds."""
-        with run.machine(memory=2 * shared_room + 512 * MiB, gpus=4) as machine:
+        memory = shared_room + 256 * MiB
+        with run.machine(memory=memory, gpus=4) as machine:
+            machine.warm(memory, *[size(s["own_gpu"])] * 3)
             files = [run.file(machine, text, 3 + number) for number, text in enumerate(names)]
-            machine.start()
-            needs = [machine.needs(file, kv) for file in files]
-            machine.stop()
-            overhead = max(n[0] for n in needs)
+            overhead, held = machine.needs(files, kv)
             # What the driver takes for each process is memory that no model can have: given on top.
             machine.start(shared_room + 3 * overhead)
             server = lambda name, file, **more: machine.server(name, file, kv, **run.steps, **more).ready()
@@ -307,7 +307,7 @@ def trio(run):
             moved = [machine.workload(name)["bytes_in"] - b for name, b in zip("abc", before)]
             for one in (*shared, *own):
                 one.end()
-        return walls, [n[1] for n in needs], moved
+        return walls, held, moved
 
     def report(case, names, passes, tolerance):
         walls, held, moved = measure(names, passes)

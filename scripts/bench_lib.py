@@ -170,10 +170,11 @@ class Server:
         need(not report["failures"], f"{report['failures']} clients of {self.name} failed: {report['error']}")
         return report
 
-    def end(self):
-        """Checks the weights once more, then ends it."""
+    def end(self, check=True):
+        """Ends it, after its weights were checked once more."""
         if self.program.child.poll() is None:
-            self.ask("infer")
+            if check:
+                self.ask("infer")
             self.ask("quit")
             try:
                 self.program.child.wait(10)
@@ -236,6 +237,18 @@ class Machine:
             return self.get("/v1/status")["pid"] == self.daemon.pid
 
         self.until(up, 20, "spillwayd answers")
+
+    def warm(self, *nbytes):
+        """Takes so much of each simulated device's memory once: its first use costs the host page faults, which no
+        GPU has."""
+        if SIMULATED:
+            programs = [self.program("gpu-hold", "--bytes", f"{n}B", "--step", "16MiB", "--device", device)
+                        for device, n in enumerate(nbytes)]
+            for program in programs:
+                program.line()
+                program.end()
+                self.programs.remove(program)
+            time.sleep(0.1)  # the dead one's memory comes back
 
     def stop(self):
         if self.daemon and self.daemon.poll() is None:
@@ -307,15 +320,20 @@ class Machine:
         """A device that the daemon's workloads are not on, if there is one."""
         return 1 + index if self.gpus > 1 + index else 0
 
-    def needs(self, weights, kv, step=1.0):
-        """Bytes that (the driver takes for a process, these weights take on the device), as the daemon sees them."""
-        name = f"probe{self.count}"
-        server = self.server(name, weights, kv, step, limit=2 * os.stat(weights).st_size + 512 * MiB).ready()
-        server.ask("generate", steps=1)
-        time.sleep(1.5)  # measured once a second
-        device = self.workload(name)["devices"][0]
-        server.end()
-        return device["overhead_bytes"], device["used_bytes"] - device["overhead_bytes"]
+    def needs(self, files, kv, step=1.0):
+        """(bytes that the driver takes for a process, [bytes that each file's weights take on the device]), as the
+        daemon sees them. It is started for that, and stopped."""
+        self.start()
+        servers = [self.server(f"probe{number}", file, kv, step, request=4 * MiB, limit=2 * os.stat(file).st_size + 256 * MiB)
+                   for number, file in enumerate(files)]
+        for server in servers:
+            server.ready().ask("generate", steps=1)
+        time.sleep(1.2)  # measured once a second
+        shares = [self.workload(server.name)["devices"][0] for server in servers]
+        for server in servers:
+            server.end(check=False)
+        self.stop()
+        return max(share["overhead_bytes"] for share in shares), [share["used_bytes"] - share["overhead_bytes"] for share in shares]
 
 
 def make_weights(machine, path, nbytes, seed=1):
