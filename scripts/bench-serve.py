@@ -183,7 +183,7 @@ def turns(run):
         spare = machine.spare()
         machine.warm(memory, nbytes + 64 * MiB)
         overhead, (held,) = machine.needs(files[:1], kv)
-        room = size(s["room"]) + 2 * overhead
+        room = size(s["room"]) + 3 * overhead  # with the one that starts anew
         need(held + kv <= size(s["room"]) < 2 * held, "of the scenario's two models not exactly one fits")
         quota = {"request": nbytes // 4, "limit": size(s["room"]) + overhead}
         server = lambda name, file, **more: machine.server(name, file, kv, **{**run.steps, **more})

@@ -202,7 +202,8 @@ class Machine:
         self.dir = Path(tempfile.mkdtemp(prefix="spillway-bench.", dir="/tmp"))
         self.programs, self.daemon, self.count, self.gpus = [], None, 0, gpus if SIMULATED else 1
         self.plain = {k: v for k, v in os.environ.items() if not k.startswith("SPILLWAY_") or k.startswith("SPILLWAY_SIM_")}
-        self.plain.pop("LD_PRELOAD", None)
+        for name in ("LD_PRELOAD", "RUST_BACKTRACE"):
+            self.plain.pop(name, None)
         if SIMULATED:
             self.plain |= {"SPILLWAY_SIM_DIR": str(self.dir / "sim"), "SPILLWAY_SIM_GPUS": str(gpus)}
             (self.dir / "sim").mkdir()
