@@ -222,7 +222,7 @@ def turns(run):
                     if name == "cold_spillway":
                         for one in two:
                             machine.move(one.name, "evict")
-                    took, one = cold(file=files[number % 2], disk=run.disk if SIMULATED else None, **more)
+                    took, one = cold(file=files[number % 2], disk=run.disk, **more)
                     answers[name].append(took)
                     one.end()
                 # The same without reading: what starting a process takes.
@@ -293,9 +293,9 @@ def trio(run):
             def cycle(servers, passes):
                 return sum(one.load(clients, passes, run.serving.steps)["wall"] for one in servers)
 
-            cycle(shared, 6)  # who is there and who is not is settled, and host memory ready
-            time.sleep(1)
-            cycle(shared, 6)
+            for _ in range(2):  # who is there and who is not is settled, and host memory ready
+                cycle(shared, s["settle_passes"])
+                time.sleep(0.5)
             before = [machine.workload(name)["bytes_in"] for name in "abc"]
             walls = []
             for number in range(run.rounds):

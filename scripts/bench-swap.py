@@ -9,11 +9,11 @@ to pinned memory (bench-copy), and moves them; the figures are of quotients with
   one_way_out, one_way_in  share: seconds of the plain copy over those that `spillway evict` and `restore` take,
                            from the request to the answer, of a model's weights
   small_allocations        share: the same out and in, for 20,000 allocations of up to 64 KiB
-  exchange                 ratio: the first answer of a workload for which another has to leave, over the larger of
-                           the plain one-way time and all bytes at the plain rate both ways. 1.0 would be a full
-                           overlap; one after the other is about twice the one-way time
-  clean_exchange           the same where nothing was written since the last exchange; bytes_out: of those that
-                           leave, how many were copied although the host had them already
+  exchange                 ratio: seconds until a workload runs for which another has to leave that has written all
+                           its memory, over the larger of the plain one-way time and all bytes at the plain rate
+                           both ways. 1.0 is a full overlap; one after the other is twice the one-way time
+  clean_exchange           the same where nothing was written since the last exchange, over the one-way time alone:
+                           nothing would have to leave; bytes_out: how much was copied out all the same
 
 Exit code 1 if something failed.
 """
@@ -22,7 +22,7 @@ sys.dont_write_bytecode = True
 from pathlib import Path
 from bench_lib import SIMULATED, Failed, Figures, GiB, Machine, MiB, bounded, check_base, make_weights, need, size
 
-KV = 2 * MiB
+KV = GRANULE = 2 * MiB
 STEP = 1.0  # milliseconds: what an answer needs besides the memory
 SETTLE = 1.0  # seconds, until host memory is ready in the background
 PAUSE = 0.4  # seconds without work before the other's turn: longer than --idle-after
@@ -72,35 +72,57 @@ def one_way(machine, plain, figures, rounds, case, name, nbytes, ask):
         figures.add(f"one_way_{way}", "share", values, "share", baseline=mid(both[way]), baseline_unit="GB/s", MiB=nbytes // MiB)
 
 
-def exchange(machine, plain, figures, rounds, files, held, quota):
-    """Two model servers in turn."""
-    two = [machine.server(name, file, KV, STEP, linger=0.0, **quota).ready() for name, file in zip("ab", files)]
-    for _ in range(2):  # both have been out, and host memory is ready
-        for one in two:
-            time.sleep(SETTLE)
-            one.ask("generate", steps=1)
-    ratios, one_ways, copied, seconds = [], [], [], []
-    for number in range(rounds):
-        plain_out, plain_in, plain_both = (plain.seconds(way, held) for way in ("out", "in", "both"))
-        ideal = max(plain_out, plain_in, plain_both)
-        before = {one.name: machine.workload(one.name) for one in two}
-        took = []
-        for one in two:
-            time.sleep(PAUSE)
-            took.append(one.ask("generate", steps=1)[1] - STEP / 1e3)
-        after = {one.name: machine.workload(one.name) for one in two}
-        need(all(after[n]["swaps_in"] == before[n]["swaps_in"] + 1 for n in "ab"), "the two did not take turns")
-        copied.append(sum(after[n]["bytes_out"] - before[n]["bytes_out"] for n in "ab") / 2)
-        ratios.append(sum(took) / 2 / ideal), one_ways.append(sum(took) / 2 / max(plain_out, plain_in)), seconds.append(sum(took) / 2)
-    mid = lambda values: sorted(values)[len(values) // 2]
-    figures.add("exchange", "ratio", ratios, "ratio", baseline=mid([s / r for s, r in zip(seconds, ratios)]), baseline_unit="s",
-                over_one_way=round(mid(one_ways), 3), MiB=held // MiB)
-    # Weights are only read: every exchange of them is of unchanged memory.
-    figures.add("clean_exchange", "ratio", [s / (r_ideal) for s, r_ideal in zip(seconds, [s / o for s, o in zip(seconds, one_ways)])], "ratio",
-                baseline=mid([s / o for s, o in zip(seconds, one_ways)]), baseline_unit="s", note="over the one-way time: nothing needs to leave")
-    figures.add("clean_exchange", "bytes_out", copied, "bytes", baseline=held)
+def exchange(machine, plain, figures, rounds, nbytes, quota):
+    """Two programs in turn: what the second waits for, until a kernel of it has run."""
+    held = nbytes // GRANULE * GRANULE
+    two = [machine.program("gpu-hold", "--bytes", f"{held}B", "--step", "64MiB", workload=name, **quota) for name in "ab"]
     for one in two:
+        first = one.line()
+        need(first == f"held {held}", f"gpu-hold holds less than {held}: {first}")
+        time.sleep(SETTLE)
+
+    def answered(one, dirty):
+        """Seconds until it has run; then it writes all it has, or nothing."""
+        time.sleep(PAUSE)
+        began = time.perf_counter()
+        got = one.ask("spin")
+        took = time.perf_counter() - began - STEP / 1e3
+        need(got.startswith("ok"), f"gpu-hold: {got}")
+        if dirty:
+            need(one.ask("launch").startswith("ok"), "gpu-hold cannot write")
+        return took
+
+    for one in two:  # both have been out, and host memory is ready
+        answered(one, True)
+        time.sleep(SETTLE)
+    counts = lambda: [machine.workload(name) for name in "ab"]
+    got = {dirty: {"took": [], "ideal": [], "one_way": [], "out": []} for dirty in (True, False)}
+    for number in range(2 * rounds):
+        dirty = number % 2 == 0
+        # What leaves in the two turns was last used in the round before: a first turn that is not counted
+        # makes it what it has to be.
+        for one in two:
+            answered(one, dirty)
+        plain_out, plain_in, plain_both = (plain.seconds(way, held) for way in ("out", "in", "both"))
+        before = counts()
+        took = [answered(one, dirty) for one in two]
+        after = counts()
+        need(all(a["swaps_in"] == b["swaps_in"] + 1 for a, b in zip(after, before)), "the two did not take turns")
+        row = got[dirty]
+        row["took"].append(sum(took) / 2)
+        row["one_way"].append(max(plain_out, plain_in)), row["ideal"].append(max(plain_out, plain_in, plain_both))
+        row["out"].append(sum(a["bytes_out"] - b["bytes_out"] for a, b in zip(after, before)) / 2)
+    mid = lambda values: sorted(values)[len(values) // 2]
+    for dirty, case, under in ((True, "exchange", "ideal"), (False, "clean_exchange", "one_way")):
+        row = got[dirty]
+        quotients = lambda name: [took / other for took, other in zip(row["took"], row[name])]
+        figures.add(case, "ratio", quotients(under), "ratio", baseline=mid(row[under]), baseline_unit="s",
+                    over_one_way=round(mid(quotients("one_way")), 3), seconds=round(mid(row["took"]), 4), MiB=held // MiB)
+    figures.add("clean_exchange", "bytes_out", got[False]["out"], "bytes", baseline=held, baseline_unit="bytes")
+    for one in two:
+        need(one.ask("checksum") == "ok", "gpu-hold's memory has other contents")
         one.end()
+        machine.programs.remove(one)
 
 
 def small(machine, plain, figures, rounds, nbytes, count):
@@ -140,15 +162,15 @@ def main():
         memory = 2 * nbytes + 384 * MiB
         with Machine(a.base, a.out, memory=memory, link=link) as machine:
             machine.warm(memory)
-            files = [make_weights(machine, folder / f"weights-{seed}", nbytes, seed) for seed in (1, 2)]
-            overhead, (held,) = machine.needs(files[:1], KV)
+            file = make_weights(machine, folder / "weights", nbytes)
+            overhead, (held,) = machine.needs([file], KV)
             plain = Plain(machine)
             room = held + held // 4 + 16 * MiB + 3 * overhead
             machine.start(room)
             quota = {"request": nbytes // 4, "limit": room - overhead}
-            for what in (lambda: whole(machine, plain, figures, a.rounds, files[0], held, quota),
+            for what in (lambda: whole(machine, plain, figures, a.rounds, file, held, quota),
                          lambda: small(machine, plain, figures, a.rounds, nbytes // 2, 1000 if a.smoke else 20000),
-                         lambda: exchange(machine, plain, figures, a.rounds, files, held, quota)):
+                         lambda: exchange(machine, plain, figures, a.rounds, nbytes, quota)):
                 try:
                     what()
                 except Failed as why:
@@ -158,8 +180,7 @@ def main():
         failed.append(str(why))
         print(f"bench-swap: {why}", file=sys.stderr, flush=True)
     finally:
-        for file in folder.glob("weights-*"):
-            file.unlink()
+        (folder / "weights").unlink(missing_ok=True)
         if failed and a.out.is_relative_to(folder):
             print(f"bench-swap: logs are in {a.out}", file=sys.stderr)
         else:
