@@ -297,7 +297,7 @@ mod tests {
             let counter = source(joins);
             let mut caching = Caching::new(Box::new(counter.clone()));
             let mut held: Vec<(u64, u64)> = Vec::new();
-            for round in 0..400_u64 {
+            for (number, round) in (0..400_u64).enumerate() {
                 let bytes = (round * 7919 % 97 + 1) << (round % 18);
                 let at = caching.allocate(bytes)?;
                 for &(other, len) in &held {
@@ -305,7 +305,7 @@ mod tests {
                 }
                 held.push((at, bytes));
                 if round % 3 == 2 {
-                    let (at, bytes) = held.swap_remove(round as usize % held.len());
+                    let (at, bytes) = held.swap_remove(number % held.len());
                     caching.free(at, bytes);
                 }
             }

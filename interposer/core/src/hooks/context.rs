@@ -84,7 +84,13 @@ pub unsafe fn cuCtxCreate(
     dev: i32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create(pctx, dev, || real(pctx, flags, dev)) }
+    let status = unsafe { create(pctx, dev, || real(pctx, flags, dev)) };
+    if let (true, false, Some(runtime)) = (status.is_success(), pctx.is_null(), limited()) {
+        // SAFETY: checked against null, written by the driver.
+        lock(&runtime.contexts).set_old(unsafe { *pctx } as usize);
+        runtime.any_old.store(true, SeqCst);
+    }
+    status
 }
 
 pub unsafe fn cuCtxCreate_v2(
@@ -165,25 +171,65 @@ pub unsafe fn cuGreenCtxCreate(
         // SAFETY: the application's own call.
         return unsafe { real(phCtx, desc, dev, flags) };
     };
-    make_context(
-        runtime,
-        device,
-        // SAFETY: the application's own call.
-        || unsafe { real(phCtx, desc, dev, flags) },
-        || {
+    let before = runtime.desired().devices[device].overhead.load(SeqCst);
+    // SAFETY: the application's own call.
+    let make = || unsafe { real(phCtx, desc, dev, flags) };
+    let first = !lock(&runtime.contexts).any_on(device);
+    let status = if first {
+        // As for any first context; the primary one is made with it.
+        let _inside = gate::enter();
+        make()
+    } else {
+        let least = runtime.green_cost().max(GRANULE);
+        runtime.taking_overhead(device, least, make, || {
             // SAFETY: checked against null, written by the driver; the application has not been told of it.
             let _ = unsafe { call::cuGreenCtxDestroy(*phCtx) };
-        },
-        // Its work is waited for with the primary context, of which it is a part.
-        || {},
-    )
+        })
+    };
+    if status.is_success() {
+        // SAFETY: checked against null, written by the driver.
+        note_green(runtime, unsafe { *phCtx }, dev, device);
+        runtime.measure_now();
+        if !first {
+            runtime.green_made(device, before);
+        }
+    }
+    status
+}
+
+/// Notes a green context with the primary context behind it: its work is waited for there, and its memory is that
+/// one's.
+fn note_green(runtime: &Runtime, green: *mut c_void, dev: i32, device: usize) {
+    let (mut context, mut primary) = (core::ptr::null_mut(), core::ptr::null_mut());
+    // SAFETY: a green context that was just made; the driver fills one handle each. The primary context stays as
+    // it is: the green one uses it.
+    let known = unsafe {
+        call::cuCtxFromGreenCtx(&raw mut context, green).is_success()
+            && call::cuDevicePrimaryCtxRetain(&raw mut primary, dev).is_success()
+            && call::cuDevicePrimaryCtxRelease_v2(dev).is_success()
+    };
+    if known {
+        let mut contexts = lock(&runtime.contexts);
+        contexts.add(primary as usize, device, true);
+        contexts.add_green(green as usize, context as usize, primary as usize);
+    }
 }
 
 pub unsafe fn cuGreenCtxDestroy(real: sig::cuGreenCtxDestroy, hCtx: *mut c_void) -> Status {
+    let known = limited().and_then(|runtime| {
+        let green = lock(&runtime.contexts).green(hCtx as usize)?;
+        Some((runtime, green.primary))
+    });
     // SAFETY: the application's own call.
-    let status = unsafe { real(hCtx) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        runtime.overhead_changed();
+    let destroy = || unsafe { real(hCtx) };
+    let Some((runtime, primary)) = known else {
+        return destroy();
+    };
+    let device = lock(&runtime.contexts).device_of(primary);
+    let gone = || device.is_some_and(|device| primary_inactive(runtime.devices[device].ordinal));
+    let status = teardown(Some(primary), destroy, gone);
+    if status.is_success() {
+        lock(&runtime.contexts).remove_green(hCtx as usize);
     }
     status
 }
@@ -285,19 +331,34 @@ pub unsafe fn cuDevicePrimaryCtxReset(real: sig::cuDevicePrimaryCtxReset, dev: i
     teardown(primary(dev), || unsafe { real(dev) }, || true)
 }
 
-/// Makes a stream inside the gate (it takes a little device memory) and notes it.
-unsafe fn create_stream(out: *mut *mut c_void, make: impl FnOnce() -> Status) -> Status {
+/// Makes a stream inside the gate (it takes a little device memory) and notes it. `of`: the green context that it
+/// is made for, whatever is current.
+unsafe fn create_stream(
+    out: *mut *mut c_void,
+    of: Option<usize>,
+    make: impl FnOnce() -> Status,
+) -> Status {
     let Some(runtime) = limited() else {
         return make();
     };
     let inside = gate::enter();
     let status = make();
-    if status.is_success()
-        && !out.is_null()
-        && let Ok((context, _)) = runtime.current()
-    {
+    if status.is_success() && !out.is_null() {
         // SAFETY: checked against null, written by the driver.
-        lock(&runtime.contexts).add_stream(context, unsafe { *out } as usize);
+        let stream = unsafe { *out } as usize;
+        let green = of.or_else(|| runtime.current_green());
+        let owner = green.and_then(|green| lock(&runtime.contexts).green(green));
+        let context = match owner {
+            Some(green) => Some(green.primary),
+            None => runtime.current().ok().map(|(context, _)| context),
+        };
+        let mut contexts = lock(&runtime.contexts);
+        if let Some(context) = context {
+            contexts.add_stream(context, stream);
+        }
+        if let Some(green) = green {
+            contexts.add_green_stream(green, stream);
+        }
     }
     drop(inside);
     status
@@ -309,7 +370,7 @@ pub unsafe fn cuStreamCreate(
     Flags: u32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, Flags)) }
+    unsafe { create_stream(phStream, None, || real(phStream, Flags)) }
 }
 
 pub unsafe fn cuStreamCreateWithPriority(
@@ -319,7 +380,7 @@ pub unsafe fn cuStreamCreateWithPriority(
     priority: i32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, flags, priority)) }
+    unsafe { create_stream(phStream, None, || real(phStream, flags, priority)) }
 }
 
 pub unsafe fn cuGreenCtxStreamCreate(
@@ -330,7 +391,11 @@ pub unsafe fn cuGreenCtxStreamCreate(
     priority: i32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, greenCtx, flags, priority)) }
+    unsafe {
+        create_stream(phStream, Some(greenCtx as usize), || {
+            real(phStream, greenCtx, flags, priority)
+        })
+    }
 }
 
 fn destroy_stream(stream: *mut c_void, destroy: impl FnOnce() -> Status) -> Status {
