@@ -158,85 +158,9 @@ pub unsafe fn cuDevicePrimaryCtxRetain(
     )
 }
 
-pub unsafe fn cuGreenCtxCreate(
-    real: sig::cuGreenCtxCreate,
-    phCtx: *mut *mut c_void,
-    desc: *mut c_void,
-    dev: i32,
-    flags: u32,
-) -> Status {
-    let known = limited().and_then(|runtime| Some((runtime, runtime.device_index(dev)?)));
-    let Some((runtime, device)) = known.filter(|_| !phCtx.is_null()) else {
-        let _inside = gate::enter();
-        // SAFETY: the application's own call.
-        return unsafe { real(phCtx, desc, dev, flags) };
-    };
-    let before = runtime.desired().devices[device].overhead.load(SeqCst);
-    // SAFETY: the application's own call.
-    let make = || unsafe { real(phCtx, desc, dev, flags) };
-    let first = !lock(&runtime.contexts).any_on(device);
-    let status = if first {
-        // As for any first context; the primary one is made with it.
-        let _inside = gate::enter();
-        make()
-    } else {
-        let least = runtime.green_cost().max(GRANULE);
-        runtime.taking_overhead(device, least, make, || {
-            // SAFETY: checked against null, written by the driver; the application has not been told of it.
-            let _ = unsafe { call::cuGreenCtxDestroy(*phCtx) };
-        })
-    };
-    if status.is_success() {
-        // SAFETY: checked against null, written by the driver.
-        note_green(runtime, unsafe { *phCtx }, dev, device);
-        runtime.measure_now();
-        if !first {
-            runtime.green_made(device, before);
-        }
-    }
-    status
-}
-
-/// Notes a green context with the primary context behind it: its work is waited for there, and its memory is that
-/// one's.
-fn note_green(runtime: &Runtime, green: *mut c_void, dev: i32, device: usize) {
-    let (mut context, mut primary) = (core::ptr::null_mut(), core::ptr::null_mut());
-    // SAFETY: a green context that was just made; the driver fills one handle each. The primary context stays as
-    // it is: the green one uses it.
-    let known = unsafe {
-        call::cuCtxFromGreenCtx(&raw mut context, green).is_success()
-            && call::cuDevicePrimaryCtxRetain(&raw mut primary, dev).is_success()
-            && call::cuDevicePrimaryCtxRelease_v2(dev).is_success()
-    };
-    if known {
-        let mut contexts = lock(&runtime.contexts);
-        contexts.add(primary as usize, device, true);
-        contexts.add_green(green as usize, context as usize, primary as usize);
-    }
-}
-
-pub unsafe fn cuGreenCtxDestroy(real: sig::cuGreenCtxDestroy, hCtx: *mut c_void) -> Status {
-    let known = limited().and_then(|runtime| {
-        let green = lock(&runtime.contexts).green(hCtx as usize)?;
-        Some((runtime, green.primary))
-    });
-    // SAFETY: the application's own call.
-    let destroy = || unsafe { real(hCtx) };
-    let Some((runtime, primary)) = known else {
-        return destroy();
-    };
-    let device = lock(&runtime.contexts).device_of(primary);
-    let gone = || device.is_some_and(|device| primary_inactive(runtime.devices[device].ordinal));
-    let status = teardown(Some(primary), destroy, gone);
-    if status.is_success() {
-        lock(&runtime.contexts).remove_green(hCtx as usize);
-    }
-    status
-}
-
 /// Ends a context: waits for a running swap, lets the driver destroy, and lets go of its memory if
 /// `gone` says so. Never waits at the gate and never restores.
-fn teardown(
+pub(super) fn teardown(
     context: Option<usize>,
     destroy: impl FnOnce() -> Status,
     gone: impl FnOnce() -> bool,
@@ -290,7 +214,7 @@ fn primary(dev: i32) -> Option<usize> {
     lock(&runtime.contexts).primary_of(device)
 }
 
-fn primary_inactive(dev: i32) -> bool {
+pub(super) fn primary_inactive(dev: i32) -> bool {
     let (mut flags, mut active) = (0, 1);
     // SAFETY: the driver fills two integers.
     let status = unsafe { call::cuDevicePrimaryCtxGetState(dev, &raw mut flags, &raw mut active) };
@@ -333,7 +257,7 @@ pub unsafe fn cuDevicePrimaryCtxReset(real: sig::cuDevicePrimaryCtxReset, dev: i
 
 /// Makes a stream inside the gate (it takes a little device memory) and notes it. `of`: the green context that it
 /// is made for, whatever is current.
-unsafe fn create_stream(
+pub(super) unsafe fn create_stream(
     out: *mut *mut c_void,
     of: Option<usize>,
     make: impl FnOnce() -> Status,
@@ -381,21 +305,6 @@ pub unsafe fn cuStreamCreateWithPriority(
 ) -> Status {
     // SAFETY: the application's own call.
     unsafe { create_stream(phStream, None, || real(phStream, flags, priority)) }
-}
-
-pub unsafe fn cuGreenCtxStreamCreate(
-    real: sig::cuGreenCtxStreamCreate,
-    phStream: *mut *mut c_void,
-    greenCtx: *mut c_void,
-    flags: u32,
-    priority: i32,
-) -> Status {
-    // SAFETY: the application's own call.
-    unsafe {
-        create_stream(phStream, Some(greenCtx as usize), || {
-            real(phStream, greenCtx, flags, priority)
-        })
-    }
 }
 
 fn destroy_stream(stream: *mut c_void, destroy: impl FnOnce() -> Status) -> Status {
