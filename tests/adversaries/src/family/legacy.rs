@@ -68,7 +68,7 @@ impl Way for Ordered {
 }
 
 /// A way in another context than the stage's own.
-struct Within<W> {
+pub struct Within<W> {
     way: W,
     context: Handle,
     own: Handle,
@@ -100,6 +100,21 @@ impl<W: Way> Way for Within<W> {
     fn step(&self) -> u64 {
         self.way.step()
     }
+}
+
+/// Stream-ordered memory in a context of the old kind; `None`: the driver makes none.
+pub fn ordered_within(stage: &Stage) -> Option<Within<impl Way>> {
+    let (mut context, mut popped) = (0, 0);
+    if !cuCtxCreate(&mut context, 0, stage.device).is_ok() {
+        return None;
+    }
+    cuCtxPopCurrent_v2(&mut popped);
+    cuCtxSetCurrent(stage.context);
+    Some(Within {
+        way: Ordered,
+        context,
+        own: stage.context,
+    })
 }
 
 /// Many small ones, and some in pieces of no round size.
