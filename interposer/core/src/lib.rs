@@ -24,6 +24,7 @@ mod runtime;
 mod say;
 mod session;
 mod shares;
+mod standing;
 mod stores;
 mod vmm;
 pub mod wrappers;

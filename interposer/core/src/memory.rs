@@ -417,6 +417,7 @@ impl Runtime {
         // Their blocks are the context's, and go with it below.
         drop(lock(&self.pools).take_all_kept(|alloc| alloc.context == context));
         lock(&self.contexts).remove(context);
+        self.standing_gone(context);
         let (blocks, allocs) = lock(&self.heap).take_context(context);
         for block in blocks {
             self.release_block(block);
@@ -453,7 +454,14 @@ impl Runtime {
 fn healthy() -> Result<(), Status> {
     let (mut free, mut total) = (0, 0);
     // SAFETY: the driver fills two integers.
-    unsafe { call::cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok()
+    let answer = unsafe { call::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+    if answer != Status::INVALID_CONTEXT {
+        return answer.ok();
+    }
+    let (mut free, mut total) = (0, 0);
+    // In a context of the first `cuCtxCreate` the old one answers, and only that.
+    // SAFETY: as above.
+    unsafe { call::cuMemGetInfo(&raw mut free, &raw mut total) }.ok()
 }
 
 /// Cuts a block into chunks.

@@ -50,12 +50,14 @@ pub struct Overhead {
     stale: AtomicBool,
     /// What a context has cost so far at most, in bytes, over all devices.
     context_cost: AtomicU64,
+    /// The same for a green context.
+    green_cost: AtomicU64,
 }
 
 impl Runtime {
     /// Bytes between what this workload has on a device, overhead included, and its limit; negative:
     /// beyond it.
-    fn headroom(&self, device: usize) -> i64 {
+    pub fn headroom(&self, device: usize) -> i64 {
         let desired = &self.desired().devices[device];
         let limit = desired.limit.load(SeqCst);
         let gone = self.observed.devices[device].used.load(SeqCst)
@@ -84,16 +86,16 @@ impl Runtime {
         }
     }
 
-    /// Runs a driver call that makes the driver take memory for itself, inside the gate. What it will take:
-    /// at the least, where that is known, and at the most, where that may be a lot.
+    /// Runs a driver call that makes the driver take memory for itself, inside the gate. `least`: what it
+    /// will take at the least, where that is known.
     pub fn taking_overhead(
         &self,
         device: usize,
-        (least, most): (u64, u64),
+        least: u64,
         make: impl FnOnce() -> Status,
         undo: impl FnOnce(),
     ) -> Status {
-        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least).max(most));
+        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least));
         let watched = self.session.is_some() && near(self);
         if watched {
             self.measure_now();
@@ -125,9 +127,40 @@ impl Runtime {
         status
     }
 
+    /// Whether the driver may take so many bytes more for itself; measured, if that is near.
+    pub fn fits_overhead(&self, device: usize, bytes: u64) -> bool {
+        if self.headroom(device) >= signed(bytes.saturating_add(NEAR)) {
+            return true;
+        }
+        self.measure_now();
+        if self.headroom(device) < signed(bytes) && self.give_back_spare(device) {
+            self.measure_now();
+        }
+        let fits = self.headroom(device) >= signed(bytes);
+        if !fits {
+            self.observed.refused.fetch_add(1, SeqCst);
+        }
+        fits
+    }
+
     /// The least that a further context takes, as far as one has been measured.
     pub fn context_cost(&self) -> u64 {
         self.overhead.context_cost.load(SeqCst)
+    }
+
+    /// The least that a further green context takes: no more than a context, until one has been measured.
+    pub fn green_cost(&self) -> u64 {
+        match self.overhead.green_cost.load(SeqCst) {
+            0 => self.context_cost(),
+            cost => cost,
+        }
+    }
+
+    /// As [`Runtime::context_made`], for a green context.
+    pub fn green_made(&self, device: usize, before: u64) {
+        let now = self.desired().devices[device].overhead.load(SeqCst);
+        let cost = now.saturating_sub(before);
+        self.overhead.green_cost.fetch_max(cost, SeqCst);
     }
 
     /// A context was made on a device where the overhead had been `before`; it has been measured since.
@@ -200,8 +233,16 @@ impl Runtime {
     /// Before `bytes` are reserved on a device: if that comes near the limit, what the driver will take for
     /// the program's functions is taken now, and measured, so that it is in the account.
     pub fn settle_overhead(&self, device: usize, bytes: u64) {
-        if self.session.is_none() || self.headroom(device) >= signed(bytes.saturating_add(NEAR)) {
+        let stacks = self.stacks_to_come(device);
+        let near = bytes.saturating_add(NEAR).saturating_add(stacks);
+        if self.session.is_none() || self.headroom(device) >= signed(near) {
             return;
+        }
+        if stacks > 0 {
+            let inside = gate::enter();
+            self.grow_stacks(device);
+            drop(inside);
+            self.overhead.stale.store(true, SeqCst);
         }
         self.measure_lingering(device);
         if self.overhead.any_pending.load(SeqCst) {

@@ -282,6 +282,12 @@ impl Heap {
         self.allocs.remove(&ptr)
     }
 
+    /// The same, only for an allocation that the driver made.
+    pub fn take_drivers(&mut self, ptr: u64) -> Option<Alloc> {
+        let drivers = self.allocs.get(&ptr)?.place.is_drivers();
+        if drivers { self.take(ptr) } else { None }
+    }
+
     /// Undoes a `take` whose free was refused.
     pub fn put_back(&mut self, alloc: Alloc) {
         self.allocs.insert(alloc.ptr, alloc);

@@ -10,8 +10,18 @@ pub struct ContextInfo {
     pub device: usize,
     /// It is the device's primary context.
     pub primary: bool,
+    /// Its addresses and sizes have 32 bits (the first `cuCtxCreate`).
+    pub old: bool,
     /// Streams created in it, as driver handles.
     pub streams: BTreeSet<usize>,
+}
+
+/// A green context: a part of a device, whose memory is the primary context's.
+#[derive(Clone, Copy, Debug)]
+pub struct Green {
+    /// What `cuCtxFromGreenCtx` answers.
+    pub context: usize,
+    pub primary: usize,
 }
 
 /// All contexts, streams and captures.
@@ -19,6 +29,9 @@ pub struct ContextInfo {
 pub struct Contexts {
     known: BTreeMap<usize, ContextInfo>,
     owner_of_stream: HashMap<usize, usize>,
+    greens: HashMap<usize, Green>,
+    /// Streams of green contexts, which end with those.
+    green_of_stream: HashMap<usize, usize>,
     /// Captures begun and not ended: stream handle, and the thread for the per-thread stream.
     captures: HashMap<(usize, u64), u32>,
     /// Contexts that are gone and that the pager has not yet forgotten.
@@ -47,6 +60,57 @@ impl Contexts {
         self.known.get(&context).map(|info| info.device)
     }
 
+    /// Notes a green context.
+    pub fn add_green(&mut self, green: usize, context: usize, primary: usize) {
+        self.greens.insert(green, Green { context, primary });
+    }
+
+    /// A green context, if it is known.
+    #[must_use]
+    pub fn green(&self, green: usize) -> Option<Green> {
+        self.greens.get(&green).copied()
+    }
+
+    /// The green context that a context stands for.
+    #[must_use]
+    pub fn green_behind(&self, context: usize) -> Option<usize> {
+        let mut all = self.greens.iter();
+        all.find(|(_, g)| g.context == context)
+            .map(|(&green, _)| green)
+    }
+
+    /// Notes that a stream is of a green context.
+    pub fn add_green_stream(&mut self, green: usize, stream: usize) {
+        self.green_of_stream.insert(stream, green);
+    }
+
+    /// Forgets a green context, and its streams.
+    pub fn remove_green(&mut self, green: usize) {
+        self.greens.remove(&green);
+        let mut streams = Vec::new();
+        for (&stream, &owner) in &self.green_of_stream {
+            if owner == green {
+                streams.push(stream);
+            }
+        }
+        for stream in streams {
+            self.remove_stream(stream);
+        }
+    }
+
+    /// Notes that a context is of the old interface.
+    pub fn set_old(&mut self, context: usize) {
+        if let Some(info) = self.known.get_mut(&context) {
+            info.old = true;
+        }
+    }
+
+    /// Whether a context is of the old interface.
+    #[must_use]
+    pub fn is_old(&self, context: usize) -> bool {
+        self.known.get(&context).is_some_and(|info| info.old)
+    }
+
     /// Some context is known on a device.
     #[must_use]
     pub fn any_on(&self, device: usize) -> bool {
@@ -67,6 +131,7 @@ impl Contexts {
         if let Some(info) = self.known.remove(&context) {
             for stream in info.streams {
                 self.owner_of_stream.remove(&stream);
+                self.green_of_stream.remove(&stream);
                 self.captures.retain(|&(s, _), _| s != stream);
             }
             self.retired.push(context);
@@ -133,6 +198,7 @@ impl Contexts {
         {
             info.streams.remove(&stream);
         }
+        self.green_of_stream.remove(&stream);
         self.captures.retain(|&(s, _), _| s != stream);
     }
 
@@ -236,6 +302,24 @@ mod tests {
         assert!(!contexts.try_ask());
         contexts.end_capture(100, 0);
         assert!(contexts.try_ask());
+    }
+
+    #[test]
+    fn a_green_context_takes_its_streams_and_leaves_the_primary() {
+        let mut contexts = Contexts::default();
+        contexts.add(10, 0, true);
+        contexts.add_green(500, 11, 10);
+        for stream in [100, 101] {
+            contexts.add_stream(10, stream);
+        }
+        contexts.add_green_stream(500, 101);
+        assert_eq!(contexts.green_behind(11), Some(500));
+        assert_eq!(contexts.green_behind(10), None);
+        contexts.remove_green(500);
+        assert!(contexts.green(500).is_none());
+        assert_eq!(contexts.streams_of(10), vec![100]);
+        contexts.set_old(10);
+        assert!(contexts.is_old(10) && !contexts.is_old(11));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::pager::{self, Pager};
 use crate::say;
 use crate::session::{Session, StartError};
 use crate::shares::Shares;
+use crate::standing::Standing;
 
 /// Why this process may not use CUDA. `cuInit` answers with the status; the line is on stderr.
 #[derive(Clone, Copy, Debug)]
@@ -269,6 +270,8 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         managed: Mutex::default(),
         shares: Shares::default(),
         overhead: Overhead::default(),
+        any_old: AtomicBool::new(false),
+        standing: Standing::default(),
         ending: AtomicBool::new(false),
     }
 }

@@ -208,10 +208,8 @@ fn mipmaps(case: &mut Case<'_>, levels: u32, layers: usize) -> Done {
 /// See the module.
 pub fn run(stage: &Stage) {
     attempt(stage, "two dimensions", Arrays(Shape::Flat));
-    attempt(stage, "two dimensions, v1", Arrays(Shape::FlatOld));
     attempt(stage, "one dimension", Arrays(Shape::Long));
     attempt(stage, "three dimensions", Arrays(Shape::Deep));
-    attempt(stage, "three dimensions, v1", Arrays(Shape::DeepOld));
     attempt(stage, "layers", Arrays(Shape::Layers));
     attempt(stage, "layered cubes", Arrays(Shape::Cube));
     for levels in [1, 2, 5, 12] {
