@@ -3,7 +3,7 @@
 //! Cases: SIZE_THREADS, allocated and freed at once, again and again: up to 1 MiB beside the driver's own
 //! `cuMemAlloc`, from 64 MiB on beside the driver's own steps for mapped memory. `first_SIZE`: the first of
 //! its size in a process. `near_limit_SIZE_1`: with 4 MiB left. `refused_1`: more than is left. `live_N`:
-//! one of N freed and made anew.
+//! allocated and freed while N others live. `churn_N`: of N, any one freed and made anew.
 
 use std::time::Instant;
 
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    if options.wants("live") {
+    if options.wants("live") || options.wants("churn") {
         attempt("live", &|| bench.many_live());
     }
     if options.wants("near_limit") {
@@ -170,7 +170,8 @@ impl Bench<'_> {
             self.report.skipped("live", &why);
             return Ok(());
         }
-        let mut times = [[vec![], vec![]], [vec![], vec![]]];
+        // By what is done, how many live, and side.
+        let mut times: [[[Vec<f64>; 2]; 2]; 2] = Default::default();
         let both = &self.device.both;
         let mut crowds = [
             Crowd::new(&both.direct, BYTES),
@@ -185,40 +186,47 @@ impl Bench<'_> {
                     // What was just made lies in the caches.
                     ensure!(crowd.churn(2000) == 0, "a call failed");
                 }
-                for _ in 0..50 {
+                for round in 0..100 {
                     for (side, crowd) in crowds.iter_mut().enumerate() {
+                        let what = round % 2;
                         let start = Instant::now();
-                        let code = crowd.churn(CALLS);
+                        let code = if what == 0 {
+                            crowd.pairs(CALLS)
+                        } else {
+                            crowd.churn(CALLS)
+                        };
                         let took = start.elapsed().as_secs_f64() * 1e9;
                         ensure!(code == 0, "a call answers {code}");
-                        times[side][which].push(took / f64::from(CALLS));
+                        times[what][which][side].push(took / f64::from(CALLS));
                     }
                 }
             }
             turns += 1;
         }
-        let of = |side: usize, which: usize| Summary::of(times[side][which].clone());
-        for (which, count) in [FEW, many].into_iter().enumerate() {
-            let (direct, hooked) = (of(0, which), of(1, which));
+        for (what, name) in ["live", "churn"].into_iter().enumerate() {
+            let of = |which: usize, side: usize| Summary::of(times[what][which][side].clone());
+            for (which, count) in [FEW, many].into_iter().enumerate() {
+                let (direct, hooked) = (of(which, 0), of(which, 1));
+                self.report.print(&Figure {
+                    case: &format!("{name}_{count}"),
+                    metric: "ns",
+                    unit: "ns",
+                    value: hooked.median,
+                    baseline: Some(direct.median),
+                    quartiles: Some((hooked.low, hooked.high)),
+                    more: json!({ "beside": "cuMemAlloc and cuMemFree", "turns": turns }),
+                });
+            }
             self.report.print(&Figure {
-                case: &format!("live_{count}"),
-                metric: "ns",
-                unit: "ns",
-                value: hooked.median,
-                baseline: Some(direct.median),
-                quartiles: Some((hooked.low, hooked.high)),
-                more: json!({ "beside": "cuMemAlloc and cuMemFree", "turns": turns }),
+                case: &format!("{name}_{many}"),
+                metric: "ratio",
+                unit: "ratio",
+                value: of(1, 1).median / of(0, 1).median,
+                baseline: Some(of(1, 0).median / of(0, 0).median),
+                quartiles: None,
+                more: json!({ "beside": format!("with {FEW}; the baseline is the driver's own ratio") }),
             });
         }
-        self.report.print(&Figure {
-            case: &format!("live_{many}"),
-            metric: "ratio",
-            unit: "ratio",
-            value: of(1, 1).median / of(1, 0).median,
-            baseline: Some(of(0, 1).median / of(0, 0).median),
-            quartiles: None,
-            more: json!({ "beside": format!("with {FEW}; the baseline is the driver's own ratio") }),
-        });
         Ok(())
     }
 
