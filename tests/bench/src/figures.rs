@@ -33,6 +33,7 @@ impl Summary {
 }
 
 /// What is the same for all figures of a run.
+#[derive(Clone)]
 pub struct Report {
     /// `hooks`, `alloc`, `preload`
     pub bench: &'static str,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use spillway_bench::alloc::{BesideMapping, Crowd, GRANULE, Pair, Refused, allocate, free, told};
 use spillway_bench::figures::{Figure, Report, Summary};
 use spillway_bench::options::Options;
@@ -27,6 +27,9 @@ struct Command {
     /// Live allocations of 4 KiB in the case of many.
     #[arg(long, default_value_t = 100_000)]
     live: usize,
+    /// Before the names of cases from 64 MiB on, instead of what --prefix says.
+    #[arg(long, value_name = "PREFIX")]
+    prefix_mapped: Option<String>,
     /// Allocates each size once, one side after the other, prints the times, and ends.
     #[arg(long, hide = true)]
     first: Option<u32>,
@@ -47,10 +50,7 @@ fn main() -> Result<()> {
     if let Some(number) = command.first {
         return first(&device, number);
     }
-    let mut common = Map::new();
-    common.insert("driver".into(), json!(device.name));
-    common.insert("driver_version".into(), json!(device.version));
-    common.insert("replaced".into(), json!(device.both.replaced));
+    let common = device.describe();
     let options = &command.options;
     let report = Report {
         bench: "alloc",
@@ -63,6 +63,15 @@ fn main() -> Result<()> {
         report,
         command: &command,
     };
+    let mapped = command.prefix_mapped.clone();
+    let mapped = Report {
+        prefix: mapped.unwrap_or_else(|| bench.report.prefix.clone()),
+        ..bench.report.clone()
+    };
+    let mapped = Bench {
+        report: mapped,
+        ..bench.clone()
+    };
     let mut failed = 0;
     let mut attempt = |case: &str, run: &dyn Fn() -> Result<()>| {
         if let Err(why) = run() {
@@ -74,6 +83,7 @@ fn main() -> Result<()> {
         for threads in [1, 2] {
             let case = format!("{name}_{threads}");
             if options.wants(&case) {
+                let bench = if bytes < MAPPED { &bench } else { &mapped };
                 attempt(&case, &|| bench.repeated(&case, bytes, threads));
             }
         }
@@ -90,6 +100,7 @@ fn main() -> Result<()> {
     std::process::exit(i32::from(failed > 0));
 }
 
+#[derive(Clone)]
 struct Bench<'a> {
     device: &'a Device,
     report: Report,
