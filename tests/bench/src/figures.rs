@@ -103,6 +103,17 @@ impl Report {
         println!("{}", Value::Object(line));
     }
 
+    /// Says why a case has failed, or that it could not be measured now; `true`: it failed.
+    #[must_use]
+    pub fn failed(&self, case: &str, why: &anyhow::Error) -> bool {
+        let busy = why.is::<crate::rounds::Busy>();
+        self.skipped(
+            case,
+            &format!("{}{why:#}", if busy { "" } else { "failed: " }),
+        );
+        !busy
+    }
+
     /// Says why a case has no figure.
     #[allow(clippy::print_stdout)]
     pub fn skipped(&self, case: &str, why: &str) {
