@@ -2,6 +2,9 @@
 //! for, and what a destroyed context takes along.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::glance::Glance;
 
 /// One context that the application made or retained.
 #[derive(Debug, Default)]
@@ -44,12 +47,23 @@ pub struct Contexts {
     asking: u32,
     /// Threads of the application that are beginning a capture.
     beginning: u32,
+    /// What may be read without the lock around this.
+    glance: Arc<Glance>,
 }
 
 impl Contexts {
+    /// What is to be known without the lock around this.
+    #[must_use]
+    pub fn glance(&self) -> Arc<Glance> {
+        Arc::clone(&self.glance)
+    }
+
     /// Notes a context; repeats are harmless.
     pub fn add(&mut self, context: usize, device: usize, primary: bool) {
         let info = self.known.entry(context).or_default();
+        if info.device != device {
+            self.glance.forget(context);
+        }
         info.device = device;
         info.primary |= primary;
     }
@@ -57,7 +71,9 @@ impl Contexts {
     /// A context's device, if it is known.
     #[must_use]
     pub fn device_of(&self, context: usize) -> Option<usize> {
-        self.known.get(&context).map(|info| info.device)
+        let device = self.known.get(&context).map(|info| info.device)?;
+        self.glance.note(context, device);
+        Some(device)
     }
 
     /// Notes a green context.
@@ -128,6 +144,7 @@ impl Contexts {
 
     /// Forgets a context; its streams and captures go with it. The pager is told.
     pub fn remove(&mut self, context: usize) {
+        self.glance.forget(context);
         if let Some(info) = self.known.remove(&context) {
             for stream in info.streams {
                 self.owner_of_stream.remove(&stream);
@@ -136,6 +153,7 @@ impl Contexts {
             }
             self.retired.push(context);
         }
+        self.show_captures();
     }
 
     /// A thread of ours is about to use a handle of the application in a driver call; `false`: it is
@@ -200,6 +218,7 @@ impl Contexts {
         }
         self.green_of_stream.remove(&stream);
         self.captures.retain(|&(s, _), _| s != stream);
+        self.show_captures();
     }
 
     /// Streams of a context.
@@ -220,6 +239,11 @@ impl Contexts {
     /// A capture begins.
     pub fn begin_capture(&mut self, stream: usize, thread: u64) {
         *self.captures.entry((stream, thread)).or_default() += 1;
+        self.show_captures();
+    }
+
+    fn show_captures(&self) {
+        self.glance.set_capturing(!self.captures.is_empty());
     }
 
     /// The application is about to begin a capture: nobody of ours starts to ask streams until
@@ -256,6 +280,7 @@ impl Contexts {
     /// A capture ends.
     pub fn end_capture(&mut self, stream: usize, thread: u64) {
         self.captures.remove(&(stream, thread));
+        self.show_captures();
     }
 
     /// Streams that were last seen capturing.
@@ -287,6 +312,31 @@ mod tests {
         contexts.gone(10);
         assert!(contexts.try_use(10));
         assert!(!contexts.try_use(11), "unknown");
+    }
+
+    #[test]
+    fn a_glance_never_tells_of_what_is_gone() {
+        let mut contexts = Contexts::default();
+        let glance = contexts.glance();
+        contexts.add(10, 0, false);
+        assert_eq!(glance.device_of(10), None, "nobody has asked yet");
+        assert_eq!(contexts.device_of(10), Some(0));
+        assert_eq!(glance.device_of(10), Some(0));
+        contexts.remove(10);
+        assert_eq!(glance.device_of(10), None);
+        // The driver may give the same handle to another device's context.
+        contexts.add(10, 1, false);
+        assert_eq!(contexts.device_of(10), Some(1));
+        contexts.add(10, 2, false);
+        assert_eq!(glance.device_of(10), None);
+        contexts.add_stream(10, 100);
+        contexts.begin_capture(100, 0);
+        assert!(glance.capturing());
+        contexts.end_capture(100, 0);
+        assert!(!glance.capturing());
+        contexts.begin_capture(100, 0);
+        contexts.remove_stream(100);
+        assert!(!glance.capturing());
     }
 
     #[test]
@@ -334,8 +384,10 @@ mod tests {
             (Some(10), None)
         );
         assert!(contexts.any_capture());
+        assert!(contexts.glance().capturing());
         contexts.remove(10);
         assert!(!contexts.any_capture());
+        assert!(!contexts.glance().capturing());
         assert_eq!(contexts.context_of_stream(100), None);
         assert_eq!(contexts.take_retired(), vec![10]);
         assert_eq!(contexts.all(), vec![20]);

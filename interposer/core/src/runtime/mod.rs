@@ -4,16 +4,18 @@
 //! at any time. A forked child forgets the pointer and, should it use CUDA, starts anew.
 
 mod contexts;
+mod glance;
 mod start;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use spillway_protocol::page::{Desired, Observed};
 
 pub use contexts::Contexts;
+pub use glance::Glance;
 pub use start::{monotonic_ns, start};
 
 use crate::deferred::Deferred;
@@ -65,10 +67,16 @@ pub struct Runtime {
     pub teardowns: Mutex<u32>,
     /// Contexts, streams, captures.
     pub contexts: Mutex<Contexts>,
+    /// What of them is read without the lock.
+    pub glance: Arc<Glance>,
     /// Signalled when a thread of ours is done with a handle of the application.
     pub contexts_changed: Condvar,
     /// Stream-ordered frees whose work is not finished.
     pub deferred: Mutex<Deferred>,
+    /// There may be some; set under the lock of `deferred`. The same for `kept`.
+    pub has_deferred: AtomicBool,
+    /// See `has_deferred`.
+    pub has_kept: AtomicBool,
     /// Frees that wait for the end of a capture.
     pub kept: Mutex<Vec<Alloc>>,
     /// Handles, arrays and managed allocations of the application.
@@ -151,6 +159,9 @@ impl Runtime {
             return Err(Status::INVALID_CONTEXT);
         }
         let context = context as usize;
+        if let Some(device) = self.glance.device_of(context) {
+            return Ok((context, device));
+        }
         {
             let contexts = lock(&self.contexts);
             // What is allocated in a green context is the primary context's.
