@@ -21,6 +21,8 @@ use crate::vmm;
 const NEAR: u64 = 64 << 20;
 /// Functions that are looked after at once; beyond it the oldest are given up.
 const PENDING_AT_MOST: usize = 4096;
+/// Near the limit, a process with imports is measured again after this long, in nanoseconds.
+const INHERIT_AGAIN: u64 = 20_000_000;
 /// How long the end of a module waits for a load of its functions.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,6 +50,10 @@ pub struct Overhead {
     any_pending: AtomicBool,
     /// The driver may have taken something since the last measurement.
     stale: AtomicBool,
+    /// When it was measured last, in nanoseconds of the monotonic clock.
+    measured: AtomicU64,
+    /// Memory was imported: it is this workload's to answer for once nobody else is charged for it.
+    imports: AtomicBool,
     /// What a context has cost so far at most, in bytes, over all devices.
     context_cost: AtomicU64,
     /// The same for a green context.
@@ -71,12 +77,29 @@ impl Runtime {
         if let Some(session) = &self.session {
             self.overhead.stale.store(false, SeqCst);
             session.refresh(true);
+            self.overhead
+                .measured
+                .store(crate::runtime::monotonic_ns(), SeqCst);
         }
     }
 
     /// The driver may have taken or given back something for itself: measured when somebody asks.
     pub fn overhead_changed(&self) {
         self.overhead.stale.store(true, SeqCst);
+    }
+
+    /// Memory was imported that this process may be left with.
+    pub fn imports(&self) {
+        self.overhead.imports.store(true, SeqCst);
+    }
+
+    /// Others may have left memory to this process since the last measurement.
+    fn may_inherit(&self) -> bool {
+        let age = || {
+            let now = crate::runtime::monotonic_ns();
+            now.saturating_sub(self.overhead.measured.load(SeqCst))
+        };
+        self.overhead.imports.load(SeqCst) && age() > INHERIT_AGAIN
     }
 
     /// Measures if something may have changed since the last time.
@@ -248,7 +271,7 @@ impl Runtime {
         if self.overhead.any_pending.load(SeqCst) {
             self.load_pending(device);
             self.measure_now();
-        } else if self.overhead.stale.load(SeqCst) {
+        } else if self.overhead.stale.load(SeqCst) || self.may_inherit() {
             self.measure_now();
         }
     }
