@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 use spillway_bench::alloc::{BesideMapping, Crowd, GRANULE, Pair, Refused, allocate, free, told};
@@ -46,10 +46,13 @@ const MAPPED: usize = 64 << 20;
 
 fn main() -> Result<()> {
     let command = Command::parse();
-    let device = Device::start()?;
     if let Some(number) = command.first {
-        return first(&device, number);
+        return first(&Device::start()?, number);
     }
+    // Before this process uses CUDA: some preload libraries let one at a time.
+    let wanted = command.options.wants("first") && command.processes > 0;
+    let firsts = wanted.then(|| firsts(&command));
+    let device = Device::start()?;
     let common = device.describe();
     let options = &command.options;
     let report = Report {
@@ -93,8 +96,10 @@ fn main() -> Result<()> {
     if options.wants("near_limit") {
         attempt("near_limit", &|| bench.near_limit());
     }
-    if options.wants("first") && command.processes > 0 {
-        attempt("first", &|| bench.firsts());
+    match firsts {
+        Some(Ok(times)) => bench.print_firsts(times),
+        Some(Err(why)) => attempt("first", &|| bail!("{why:#}")),
+        None => {}
     }
     std::process::exit(i32::from(failed > 0));
 }
@@ -276,30 +281,7 @@ impl Bench<'_> {
         done
     }
 
-    /// In processes of their own, since there is one first.
-    fn firsts(&self) -> Result<()> {
-        let mut times: Vec<[Vec<f64>; 2]> = SIZES.iter().map(|_| [vec![], vec![]]).collect();
-        let began = Instant::now();
-        let mut processes = 0;
-        while processes < self.command.processes
-            && (processes < 2 || began.elapsed() < self.plan().budget * 4)
-        {
-            let output = std::process::Command::new(std::env::current_exe()?)
-                .args(["--first", &processes.to_string()])
-                .output()?;
-            ensure!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr).trim().to_owned()
-            );
-            let lines: Value = serde_json::from_slice(&output.stdout).context("its output")?;
-            for (times, pair) in times.iter_mut().zip(lines.as_array().context("a list")?) {
-                for (side, times) in times.iter_mut().enumerate() {
-                    times.extend(pair[side].as_f64());
-                }
-            }
-            processes += 1;
-        }
+    fn print_firsts(&self, times: Firsts) {
         for ((name, _), [direct, hooked]) in SIZES.iter().zip(times) {
             let case = format!("first_{name}");
             if direct.is_empty() || hooked.is_empty() {
@@ -307,6 +289,7 @@ impl Bench<'_> {
                     .skipped(&case, "too little is free to the program");
                 continue;
             }
+            let processes = hooked.len();
             let added = direct.iter().zip(&hooked).map(|(d, h)| h - d).collect();
             let (direct, hooked, added) =
                 (Summary::of(direct), Summary::of(hooked), Summary::of(added));
@@ -323,8 +306,34 @@ impl Bench<'_> {
                 }),
             });
         }
-        Ok(())
     }
+}
+
+/// Nanoseconds of the first allocation of each size, the driver's own and the program's, of each process.
+type Firsts = Vec<[Vec<f64>; 2]>;
+
+/// In processes of their own, since there is one first.
+fn firsts(command: &Command) -> Result<Firsts> {
+    let mut times: Firsts = SIZES.iter().map(|_| [vec![], vec![]]).collect();
+    let began = Instant::now();
+    let mut processes = 0;
+    while processes < command.processes
+        && (processes < 2 || began.elapsed() < command.options.budget() * 4)
+    {
+        let output = std::process::Command::new(std::env::current_exe()?)
+            .args(["--first", &processes.to_string()])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", said.trim());
+        let lines: Value = serde_json::from_slice(&output.stdout).context("its output")?;
+        for (times, pair) in times.iter_mut().zip(lines.as_array().context("a list")?) {
+            for (side, times) in times.iter_mut().enumerate() {
+                times.extend(pair[side].as_f64());
+            }
+        }
+        processes += 1;
+    }
+    Ok(times)
 }
 
 /// Prints `[[driver's own, program's], ...]` in nanoseconds per size; an empty pair where it did not fit.

@@ -37,14 +37,21 @@ const CALLGRIND_CALLS: u32 = 500;
 
 fn main() -> Result<()> {
     let command = Command::parse();
+    if command.callgrind || command.steps {
+        let device = Device::start()?;
+        let kernel = device.kernel()?;
+        return if command.steps {
+            count_by_steps(&device, kernel, &command.options)
+        } else {
+            count_for_callgrind(&device, kernel, &command.options)
+        };
+    }
+    // Before this process uses CUDA: some preload libraries let one at a time.
+    let counts = counts(&command.options);
+    let only = ["--callgrind", "--only", &command.options.only.join(",")].map(str::to_owned);
+    let by_valgrind = (!command.no_valgrind).then(|| callgrind::run_again(&only));
     let device = Device::start()?;
     let kernel = device.kernel()?;
-    if command.callgrind {
-        return count_for_callgrind(&device, kernel, &command.options);
-    }
-    if command.steps {
-        return count_by_steps(&device, kernel, &command.options);
-    }
     let common = device.describe();
     let report = Report {
         bench: "hooks",
@@ -52,9 +59,6 @@ fn main() -> Result<()> {
         prefix: command.options.prefix.clone(),
         common,
     };
-    let counts = counts(&command.options);
-    let only = ["--callgrind", "--only", &command.options.only.join(",")].map(str::to_owned);
-    let by_valgrind = (!command.no_valgrind).then(|| callgrind::run_again(&only));
     let mut failed = 0;
     for (call, name) in CALLS {
         for (threads, combined) in [(1, false), (2, false), (1, true)] {
