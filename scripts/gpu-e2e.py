@@ -427,7 +427,7 @@ def demo(m, unit):
 
 # Rules that programs see otherwise under Spillway: a program is told of its own workload's memory only, and
 # managed memory is charged whole from its allocation on. The same list as in tests/e2e/tests/support/rules.rs.
-OTHERWISE = {"pointer.sync_memops_can_be_set", "processes.memory_is_shared_out_among_processes", "managed.an_allocation_takes_no_device_memory",
+OTHERWISE = {"errors.a_fault_sticks", "pointer.sync_memops_can_be_set", "processes.memory_is_shared_out_among_processes", "managed.an_allocation_takes_no_device_memory",
              "managed.prefetches_bring_pages_and_take_them_away", "managed.advice_keeps_pages_on_the_host",
              "managed.it_leaves_for_allocations", "managed.locations_of_the_second_version",
              # No figure of a driver shows what only a copy of a descriptor keeps.

@@ -276,7 +276,9 @@ impl Daemon {
         let counters = self.counters_of(id);
         let left = self.arbiter.remove_process(now(), &mut self.pages, id);
         self.pages.0.remove(&id);
-        self.claims.end(id);
+        if self.claims.end(id) {
+            self.sample_soon();
+        }
         self.sampler.targets.lock().remove(&id);
         self.refreshing
             .retain(|refreshing| refreshing.session != id);

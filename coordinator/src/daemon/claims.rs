@@ -125,11 +125,14 @@ impl Holds {
         }
     }
 
-    /// A session is over.
-    pub fn end(&mut self, id: ProcessId) {
-        for (_, memory) in self.sessions.remove(&id).unwrap_or_default().by_age {
+    /// A session is over. Whether it held anything.
+    pub fn end(&mut self, id: ProcessId) -> bool {
+        let all = self.sessions.remove(&id).unwrap_or_default().by_age;
+        let held = !all.is_empty();
+        for (_, memory) in all {
             self.count_down(memory);
         }
+        held
     }
 
     fn count_down(&mut self, memory: Memory) {
@@ -185,11 +188,11 @@ impl Claims {
         !self.waiting.is_empty()
     }
 
-    /// A session is over.
-    pub fn end(&mut self, id: ProcessId) {
-        self.holds.end(id);
+    /// A session is over. Whether others may have memory of it, and be left with it.
+    pub fn end(&mut self, id: ProcessId) -> bool {
         self.imported.remove(&id);
         self.waiting.retain(|waiting| waiting.session != id);
+        self.holds.end(id)
     }
 }
 
@@ -270,7 +273,10 @@ impl Daemon {
 
     pub(super) fn unhold(&mut self, id: ProcessId, device: u32, bytes: u64, key: u64) {
         match self.memory_of(id, device, bytes, key) {
-            Some(memory) => self.claims.holds.remove(id, memory),
+            Some(memory) => {
+                self.claims.holds.remove(id, memory);
+                self.sample_soon();
+            }
             None => {
                 let text = format!("{bytes} bytes on device {device} cannot be held");
                 self.misbehaved(id, &text);

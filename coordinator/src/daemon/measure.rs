@@ -30,6 +30,13 @@ impl Daemon {
         self.sampler.ask();
     }
 
+    /// Somebody may be left with memory that another was charged for so far: now, and when the driver has
+    /// caught up.
+    pub(super) fn sample_soon(&mut self) {
+        self.ask_sample();
+        self.sample_again = self.sample_again.min(now() + SAMPLE_AGAIN);
+    }
+
     /// A sample has arrived.
     pub(super) fn sampled(&mut self, sample: &Sample) {
         for (device, measured) in self.devices.iter_mut().zip(&sample.devices) {

@@ -4,6 +4,7 @@
 //! anybody else once the event is done.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
 
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
@@ -126,6 +127,7 @@ impl Runtime {
             event: event as usize,
             born,
         });
+        self.has_deferred.store(true, SeqCst);
         Ok(())
     }
 
@@ -157,7 +159,6 @@ impl Runtime {
 
     /// Gives back what is finished, as far as the pools do not keep it.
     pub fn reap_deferred(&self) {
-        use std::sync::atomic::Ordering::SeqCst;
         self.reap(|_| true, false);
         if !self.has_own_pools.load(SeqCst) {
             return;
@@ -176,8 +177,7 @@ impl Runtime {
     /// Waits for stream-ordered frees of the driver's own, which its pools give back afterwards;
     /// `false`: there were none. Not while a stream captures, which that would spoil.
     fn wait_for_pools(&self) -> bool {
-        use std::sync::atomic::Ordering::SeqCst;
-        if !self.pool_frees.load(SeqCst) || lock(&self.contexts).any_capture() {
+        if !self.pool_frees.load(SeqCst) || self.glance.capturing() {
             return false;
         }
         // SAFETY: no pointers are involved.
@@ -186,9 +186,13 @@ impl Runtime {
     }
 
     fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: bool) -> bool {
+        if !self.has_deferred.load(SeqCst) {
+            return false;
+        }
         let picked: Vec<Entry> = {
             let mut deferred = lock(&self.deferred);
             if deferred.entries.is_empty() {
+                self.has_deferred.store(false, SeqCst);
                 return false;
             }
             let (picked, rest) = std::mem::take(&mut deferred.entries)
@@ -230,7 +234,13 @@ impl Runtime {
                 }
             }
         });
-        let (finished, gone) = lock(&self.deferred).put_back(unfinished);
+        let (finished, gone) = {
+            let mut deferred = lock(&self.deferred);
+            let done = deferred.put_back(unfinished);
+            self.has_deferred
+                .store(!deferred.entries.is_empty(), SeqCst);
+            done
+        };
         for alloc in &finished {
             self.retire(alloc);
         }

@@ -24,6 +24,7 @@ mod runtime;
 mod say;
 mod session;
 mod shares;
+mod standing;
 mod stores;
 mod vmm;
 pub mod wrappers;
@@ -36,7 +37,32 @@ fn take_off(figure: &std::sync::atomic::AtomicU64, bytes: u64) {
 
 /// Locks one of our own mutexes. A panic while it was held has been caught and has detached the
 /// library; what it guards is plain bookkeeping, so going on is better than a second panic.
+#[inline]
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    use std::sync::TryLockError;
+    match mutex.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => lock_held(mutex),
+    }
+}
+
+/// All of ours are held for some dozens of nanoseconds, and never over a call of the driver: to sleep takes
+/// longer than to wait, and who sleeps makes the others sleep, too.
+#[cold]
+fn lock_held<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    use std::sync::TryLockError;
+    for _ in 0..100 {
+        for _ in 0..10 {
+            std::hint::spin_loop();
+        }
+        match mutex.try_lock() {
+            Ok(guard) => return guard,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    // Its holder does not run.
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)

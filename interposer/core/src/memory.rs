@@ -96,7 +96,7 @@ impl Runtime {
     /// While a stream captures, whether the driver would let this thread allocate: asked with an
     /// allocation of its own, so that a capture that forbids it is spoilt as it would be.
     fn capture_allows(&self) -> Result<(), Status> {
-        if !self.paging || !lock(&self.contexts).any_capture() {
+        if !self.paging || !self.glance.capturing() {
             return Ok(());
         }
         let mut ptr = 0;
@@ -286,9 +286,11 @@ impl Runtime {
             }
             return Some(status);
         }
-        if lock(&self.contexts).any_capture() {
+        if self.glance.capturing() {
             // To wait for all work that may use it would spoil the capture: kept until that ends.
-            lock(&self.kept).push(alloc);
+            let mut kept = lock(&self.kept);
+            kept.push(alloc);
+            self.has_kept.store(true, SeqCst);
             return Some(Status::SUCCESS);
         }
         let waited = self.wait_idle(alloc.context);
@@ -301,10 +303,14 @@ impl Runtime {
 
     /// Gives back what was freed while a stream captured, if none does now.
     pub fn finish_kept(&self) {
-        if lock(&self.kept).is_empty() || lock(&self.contexts).any_capture() {
+        if !self.has_kept.load(SeqCst) || self.glance.capturing() {
             return;
         }
-        let kept = std::mem::take(&mut *lock(&self.kept));
+        let kept = {
+            let mut kept = lock(&self.kept);
+            self.has_kept.store(false, SeqCst);
+            std::mem::take(&mut *kept)
+        };
         let contexts: BTreeSet<usize> = kept.iter().map(|alloc| alloc.context).collect();
         for context in contexts {
             // A context that is broken or gone runs nothing any more.
@@ -417,6 +423,7 @@ impl Runtime {
         // Their blocks are the context's, and go with it below.
         drop(lock(&self.pools).take_all_kept(|alloc| alloc.context == context));
         lock(&self.contexts).remove(context);
+        self.standing_gone(context);
         let (blocks, allocs) = lock(&self.heap).take_context(context);
         for block in blocks {
             self.release_block(block);
@@ -453,7 +460,14 @@ impl Runtime {
 fn healthy() -> Result<(), Status> {
     let (mut free, mut total) = (0, 0);
     // SAFETY: the driver fills two integers.
-    unsafe { call::cuMemGetInfo_v2(&raw mut free, &raw mut total) }.ok()
+    let answer = unsafe { call::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+    if answer != Status::INVALID_CONTEXT {
+        return answer.ok();
+    }
+    let (mut free, mut total) = (0, 0);
+    // In a context of the first `cuCtxCreate` the old one answers, and only that.
+    // SAFETY: as above.
+    unsafe { call::cuMemGetInfo(&raw mut free, &raw mut total) }.ok()
 }
 
 /// Cuts a block into chunks.

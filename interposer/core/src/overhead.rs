@@ -21,6 +21,8 @@ use crate::vmm;
 const NEAR: u64 = 64 << 20;
 /// Functions that are looked after at once; beyond it the oldest are given up.
 const PENDING_AT_MOST: usize = 4096;
+/// Near the limit, a process with imports is measured again after this long, in nanoseconds.
+const INHERIT_AGAIN: u64 = 20_000_000;
 /// How long the end of a module waits for a load of its functions.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -48,14 +50,20 @@ pub struct Overhead {
     any_pending: AtomicBool,
     /// The driver may have taken something since the last measurement.
     stale: AtomicBool,
+    /// When it was measured last, in nanoseconds of the monotonic clock.
+    measured: AtomicU64,
+    /// Memory was imported: it is this workload's to answer for once nobody else is charged for it.
+    imports: AtomicBool,
     /// What a context has cost so far at most, in bytes, over all devices.
     context_cost: AtomicU64,
+    /// The same for a green context.
+    green_cost: AtomicU64,
 }
 
 impl Runtime {
     /// Bytes between what this workload has on a device, overhead included, and its limit; negative:
     /// beyond it.
-    fn headroom(&self, device: usize) -> i64 {
+    pub fn headroom(&self, device: usize) -> i64 {
         let desired = &self.desired().devices[device];
         let limit = desired.limit.load(SeqCst);
         let gone = self.observed.devices[device].used.load(SeqCst)
@@ -69,12 +77,29 @@ impl Runtime {
         if let Some(session) = &self.session {
             self.overhead.stale.store(false, SeqCst);
             session.refresh(true);
+            self.overhead
+                .measured
+                .store(crate::runtime::monotonic_ns(), SeqCst);
         }
     }
 
     /// The driver may have taken or given back something for itself: measured when somebody asks.
     pub fn overhead_changed(&self) {
         self.overhead.stale.store(true, SeqCst);
+    }
+
+    /// Memory was imported that this process may be left with.
+    pub fn imports(&self) {
+        self.overhead.imports.store(true, SeqCst);
+    }
+
+    /// Others may have left memory to this process since the last measurement.
+    fn may_inherit(&self) -> bool {
+        let age = || {
+            let now = crate::runtime::monotonic_ns();
+            now.saturating_sub(self.overhead.measured.load(SeqCst))
+        };
+        self.overhead.imports.load(SeqCst) && age() > INHERIT_AGAIN
     }
 
     /// Measures if something may have changed since the last time.
@@ -84,16 +109,16 @@ impl Runtime {
         }
     }
 
-    /// Runs a driver call that makes the driver take memory for itself, inside the gate. What it will take:
-    /// at the least, where that is known, and at the most, where that may be a lot.
+    /// Runs a driver call that makes the driver take memory for itself, inside the gate. `least`: what it
+    /// will take at the least, where that is known.
     pub fn taking_overhead(
         &self,
         device: usize,
-        (least, most): (u64, u64),
+        least: u64,
         make: impl FnOnce() -> Status,
         undo: impl FnOnce(),
     ) -> Status {
-        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least).max(most));
+        let near = |runtime: &Self| runtime.headroom(device) < signed(NEAR.max(least));
         let watched = self.session.is_some() && near(self);
         if watched {
             self.measure_now();
@@ -125,9 +150,40 @@ impl Runtime {
         status
     }
 
+    /// Whether the driver may take so many bytes more for itself; measured, if that is near.
+    pub fn fits_overhead(&self, device: usize, bytes: u64) -> bool {
+        if self.headroom(device) >= signed(bytes.saturating_add(NEAR)) {
+            return true;
+        }
+        self.measure_now();
+        if self.headroom(device) < signed(bytes) && self.give_back_spare(device) {
+            self.measure_now();
+        }
+        let fits = self.headroom(device) >= signed(bytes);
+        if !fits {
+            self.observed.refused.fetch_add(1, SeqCst);
+        }
+        fits
+    }
+
     /// The least that a further context takes, as far as one has been measured.
     pub fn context_cost(&self) -> u64 {
         self.overhead.context_cost.load(SeqCst)
+    }
+
+    /// The least that a further green context takes: no more than a context, until one has been measured.
+    pub fn green_cost(&self) -> u64 {
+        match self.overhead.green_cost.load(SeqCst) {
+            0 => self.context_cost(),
+            cost => cost,
+        }
+    }
+
+    /// As [`Runtime::context_made`], for a green context.
+    pub fn green_made(&self, device: usize, before: u64) {
+        let now = self.desired().devices[device].overhead.load(SeqCst);
+        let cost = now.saturating_sub(before);
+        self.overhead.green_cost.fetch_max(cost, SeqCst);
     }
 
     /// A context was made on a device where the overhead had been `before`; it has been measured since.
@@ -200,14 +256,22 @@ impl Runtime {
     /// Before `bytes` are reserved on a device: if that comes near the limit, what the driver will take for
     /// the program's functions is taken now, and measured, so that it is in the account.
     pub fn settle_overhead(&self, device: usize, bytes: u64) {
-        if self.session.is_none() || self.headroom(device) >= signed(bytes.saturating_add(NEAR)) {
+        let stacks = self.stacks_to_come(device);
+        let near = bytes.saturating_add(NEAR).saturating_add(stacks);
+        if self.session.is_none() || self.headroom(device) >= signed(near) {
             return;
+        }
+        if stacks > 0 {
+            let inside = gate::enter();
+            self.grow_stacks(device);
+            drop(inside);
+            self.overhead.stale.store(true, SeqCst);
         }
         self.measure_lingering(device);
         if self.overhead.any_pending.load(SeqCst) {
             self.load_pending(device);
             self.measure_now();
-        } else if self.overhead.stale.load(SeqCst) {
+        } else if self.overhead.stale.load(SeqCst) || self.may_inherit() {
             self.measure_now();
         }
     }

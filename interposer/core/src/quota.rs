@@ -30,6 +30,11 @@ impl Runtime {
         if !page::reserve(&own.used, bytes, || &self.desired().devices[device].grant) {
             return None;
         }
+        // A grant that was made before overhead grew may be more than the limit has left: the coordinator decides.
+        if self.session.is_some() && self.headroom(device) < 0 {
+            crate::take_off(&own.used, bytes);
+            return None;
+        }
         if !pageable {
             own.pinned.fetch_add(bytes, SeqCst);
             return Some(Backing::Pinned);
@@ -113,7 +118,8 @@ impl Runtime {
         let limit = desired.limit.load(SeqCst);
         let gone = self.observed.devices[device].used.load(SeqCst)
             + desired.overhead.load(SeqCst)
-            + desired.others.load(SeqCst);
+            + desired.others.load(SeqCst)
+            + self.stacks_to_come(device);
         let spare = crate::lock(&self.heap).spare_bytes(device);
         let free = spillway_protocol::granules_down((limit + spare).saturating_sub(gone));
         (free.min(limit), limit)

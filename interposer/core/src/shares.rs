@@ -132,6 +132,7 @@ impl Runtime {
                 .any(|&(d, _, k)| (d, k) == (device, key)),
         };
         if covered {
+            self.imports();
             // Whether the driver counts it as held by us, too, is its secret.
             self.may_hold(device, bytes, true);
             return Ok(0);

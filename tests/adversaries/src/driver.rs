@@ -94,6 +94,7 @@ functions! {
     fn cuDevicePrimaryCtxReset_v2(device: i32);
     fn cuCtxSetCurrent(context: Handle);
     fn cuCtxSynchronize();
+    fn cuCtxCreate(context: &mut Handle, flags: u32, device: i32);
     fn cuCtxCreate_v2(context: &mut Handle, flags: u32, device: i32);
     fn cuCtxDestroy_v2(context: Handle);
     fn cuCtxPopCurrent_v2(context: &mut Handle);
@@ -102,6 +103,7 @@ functions! {
     fn cuMemGetInfo_v2(free: &mut usize, total: &mut usize);
 
     fn cuMemAlloc_v2(at: &mut Address, bytes: usize);
+    fn cuMemGetInfo(free: &mut u32, total: &mut u32);
     fn cuMemAlloc(at: &mut u32, bytes: u32);
     fn cuMemAllocPitch_v2(at: &mut Address, pitch: &mut usize, width: usize, height: usize, element: u32);
     fn cuMemAllocPitch(at: &mut u32, pitch: &mut u32, width: u32, height: u32, element: u32);

@@ -200,12 +200,12 @@ impl Case<'_> {
     /// The coordinator evicts this workload, and answers when it is done.
     ///
     /// # Errors
-    /// It could not, or there is none.
+    /// It could not; skipped if there is none.
     pub fn evict(&self) -> Done {
         match self.stage.tell(&json!({"do": "evict"})).as_str() {
             "ok" => Ok(()),
             "" => Err(Stop::Skip("nobody there to evict it".to_owned())),
-            other => Err(Stop::Skip(format!("evict: {other}"))),
+            other => Err(Stop::Broken(format!("evict: {other}"))),
         }
     }
 

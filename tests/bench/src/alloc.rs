@@ -238,6 +238,11 @@ impl<'a> Crowd<'a> {
         usize::try_from(self.state % self.live.len() as u64).unwrap_or(0)
     }
 
+    /// Allocates and frees one more, so many times.
+    pub fn pairs(&mut self, calls: u32) -> i32 {
+        pairs(self.driver, self.bytes, calls)
+    }
+
     /// Replaces so many.
     pub fn churn(&mut self, calls: u32) -> i32 {
         for _ in 0..calls {

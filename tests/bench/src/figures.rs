@@ -33,6 +33,7 @@ impl Summary {
 }
 
 /// What is the same for all figures of a run.
+#[derive(Clone)]
 pub struct Report {
     /// `hooks`, `alloc`, `preload`
     pub bench: &'static str,
@@ -100,6 +101,17 @@ impl Report {
         }
         line.extend(self.common.clone());
         println!("{}", Value::Object(line));
+    }
+
+    /// Says why a case has failed, or that it could not be measured now; `true`: it failed.
+    #[must_use]
+    pub fn failed(&self, case: &str, why: &anyhow::Error) -> bool {
+        let busy = why.is::<crate::rounds::Busy>();
+        self.skipped(
+            case,
+            &format!("{}{why:#}", if busy { "" } else { "failed: " }),
+        );
+        !busy
     }
 
     /// Says why a case has no figure.

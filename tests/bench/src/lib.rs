@@ -8,6 +8,7 @@
 
 pub mod alloc;
 pub mod callgrind;
+pub mod calls;
 pub mod driver;
 pub mod figures;
 pub mod hooks;

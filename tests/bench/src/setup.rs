@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::ptr::null_mut;
 
 use anyhow::Result;
+use serde_json::{Map, Value, json};
 
 use crate::driver::{Both, Handle, check};
 
@@ -75,6 +76,19 @@ impl Device {
             name,
             version,
         })
+    }
+
+    /// What every figure says of where it is from.
+    #[must_use]
+    pub fn describe(&self) -> Map<String, Value> {
+        let preload = std::env::var("LD_PRELOAD").unwrap_or_default();
+        let preload = preload.rsplit('/').next().unwrap_or_default();
+        let mut map = Map::new();
+        map.insert("preload".into(), json!(preload));
+        map.insert("driver".into(), json!(self.name));
+        map.insert("driver_version".into(), json!(self.version));
+        map.insert("replaced".into(), json!(self.both.replaced));
+        map
     }
 
     /// Makes the device's context the calling thread's.

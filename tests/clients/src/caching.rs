@@ -297,15 +297,15 @@ mod tests {
             let counter = source(joins);
             let mut caching = Caching::new(Box::new(counter.clone()));
             let mut held: Vec<(u64, u64)> = Vec::new();
-            for round in 0..400_usize {
-                let bytes = (round as u64 * 7919 % 97 + 1) << (round % 18);
+            for (number, round) in (0..400_u64).enumerate() {
+                let bytes = (round * 7919 % 97 + 1) << (round % 18);
                 let at = caching.allocate(bytes)?;
                 for &(other, len) in &held {
                     assert!(at + rounded(bytes) <= other || other + rounded(len) <= at);
                 }
                 held.push((at, bytes));
                 if round % 3 == 2 {
-                    let (at, bytes) = held.swap_remove(round % held.len());
+                    let (at, bytes) = held.swap_remove(number % held.len());
                     caching.free(at, bytes);
                 }
             }

@@ -9,10 +9,12 @@
 //! neither released nor changed by anybody else: frees meanwhile only mark it dead. Space is reused
 //! only after `give_back`, which the caller calls when no work can use the memory any more.
 
+mod records;
 mod slab;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use records::{Record, Records};
 pub use slab::{SMALL, Slab, small_size};
 
 /// Part of a host segment that holds part of a chunk.
@@ -55,8 +57,15 @@ pub struct Block {
     /// In address order, without gaps.
     pub chunks: Vec<Chunk>,
     /// Small allocations live in it.
-    pub slab: Option<Slab>,
+    small: Option<Small>,
     dead: bool,
+}
+
+/// What a block that serves as a slab holds.
+#[derive(Debug)]
+struct Small {
+    space: Slab,
+    live: Records,
 }
 
 impl Block {
@@ -77,7 +86,7 @@ impl Block {
             context,
             pageable,
             chunks,
-            slab: None,
+            small: None,
             dead: false,
         }
     }
@@ -85,8 +94,23 @@ impl Block {
     /// Makes it serve small allocations.
     #[must_use]
     pub fn into_slab(mut self) -> Self {
-        self.slab = Some(Slab::new(self.bytes));
+        self.small = Some(Small {
+            space: Slab::new(self.bytes),
+            live: Records::new(self.bytes),
+        });
         self
+    }
+
+    fn alloc(&self, offset: u64, record: Record) -> Alloc {
+        Alloc {
+            ptr: self.base + offset,
+            bytes: record.bytes,
+            id: record.id,
+            place: Place::Slab(self.base),
+            context: self.context,
+            device: self.device,
+            pool: record.pool,
+        }
     }
 }
 
@@ -134,9 +158,12 @@ pub struct Alloc {
 #[derive(Default)]
 pub struct Heap {
     blocks: BTreeMap<u64, Block>,
+    /// By pointer; those in slabs are in their slab's records instead.
     allocs: BTreeMap<u64, Alloc>,
     /// (context, largest free interval, base) of every slab with space.
     slabs: BTreeSet<(usize, u64, u64)>,
+    /// How many slabs are entirely free.
+    empty_slabs: usize,
     moving: bool,
     ids: u64,
     /// Pointers whose copies the program wants synchronous.
@@ -150,17 +177,40 @@ impl Heap {
         self.ids | 1 << 40
     }
 
+    /// The slab that `ptr` points into, and where.
+    fn slab_at(&self, ptr: u64) -> Option<(&Block, &Records, u64)> {
+        let (&base, block) = self.blocks.range(..=ptr).next_back()?;
+        let offset = ptr - base;
+        let small = block.small.as_ref().filter(|_| offset < block.bytes)?;
+        Some((block, &small.live, offset))
+    }
+
+    fn slab_at_mut(&mut self, ptr: u64) -> Option<(&mut Block, u64)> {
+        let (&base, block) = self.blocks.range_mut(..=ptr).next_back()?;
+        let offset = ptr - base;
+        (block.small.is_some() && offset < block.bytes).then_some((block, offset))
+    }
+
     /// The live allocation that starts at `ptr`.
     #[must_use]
     pub fn find(&self, ptr: u64) -> Option<Alloc> {
-        self.allocs.get(&ptr).copied()
+        match self.slab_at(ptr) {
+            Some((block, live, offset)) => Some(block.alloc(offset, live.get(offset)?)),
+            None => self.allocs.get(&ptr).copied(),
+        }
     }
 
     /// The live allocation that `ptr` points into.
     #[must_use]
     pub fn containing(&self, ptr: u64) -> Option<Alloc> {
-        let (_, alloc) = self.allocs.range(..=ptr).next_back()?;
-        (ptr - alloc.ptr < alloc.bytes.max(1)).then_some(*alloc)
+        let alloc = match self.slab_at(ptr) {
+            Some((block, live, offset)) => {
+                let (start, record) = live.before(offset)?;
+                block.alloc(start, record)
+            }
+            None => *self.allocs.range(..=ptr).next_back()?.1,
+        };
+        (ptr - alloc.ptr < alloc.bytes.max(1)).then_some(alloc)
     }
 
     /// Carves a small allocation from a slab of `context`, the fullest that has room.
@@ -171,36 +221,27 @@ impl Heap {
             .range((context, need, 0)..=(context, u64::MAX, u64::MAX))
             .next()?;
         let base = key.2;
-        let block = self.blocks.get_mut(&base)?;
-        let device = block.device;
-        let slab = block.slab.as_mut()?;
-        let offset = slab.carve(need)?;
-        let largest = slab.largest();
-        self.slabs.remove(&key);
-        if largest > 0 {
-            self.slabs.insert((context, largest, base));
+        let id = self.next_id();
+        let small = self.blocks.get_mut(&base)?.small.as_mut()?;
+        let was_empty = small.space.is_empty();
+        let offset = small.space.carve(need)?;
+        self.empty_slabs -= usize::from(was_empty);
+        small.live.insert(offset, Record { id, pool, bytes });
+        let largest = small.space.largest();
+        if largest != key.1 {
+            self.slabs.remove(&key);
+            if largest > 0 {
+                self.slabs.insert((context, largest, base));
+            }
         }
-        let (ptr, id) = (base + offset, self.next_id());
-        let place = Place::Slab(base);
-        self.allocs.insert(
-            ptr,
-            Alloc {
-                ptr,
-                bytes,
-                id,
-                place,
-                context,
-                device,
-                pool,
-            },
-        );
-        Some(ptr)
+        Some(base + offset)
     }
 
     /// Adds a block that serves small allocations.
     pub fn add_slab(&mut self, block: Block) {
-        debug_assert!(block.slab.is_some());
+        debug_assert!(block.small.is_some());
         self.slabs.insert((block.context, block.bytes, block.base));
+        self.empty_slabs += 1;
         self.blocks.insert(block.base, block);
     }
 
@@ -251,6 +292,9 @@ impl Heap {
     /// is charged by itself from now on.
     pub fn pool_gone(&mut self, pool: u64) -> Vec<Alloc> {
         let mut made = Vec::new();
+        for small in self.blocks.values_mut().filter_map(|b| b.small.as_mut()) {
+            small.live.forget_pool(pool);
+        }
         for alloc in self.allocs.values_mut().filter(|a| a.pool == pool) {
             alloc.pool = 0;
             if alloc.place == Place::Pool {
@@ -278,19 +322,45 @@ impl Heap {
 
     /// Ends a pointer's life: it is unknown from now on, its space not yet reusable.
     pub fn take(&mut self, ptr: u64) -> Option<Alloc> {
-        self.sync_memops.remove(&ptr);
-        self.allocs.remove(&ptr)
+        if !self.sync_memops.is_empty() {
+            self.sync_memops.remove(&ptr);
+        }
+        match self.slab_at_mut(ptr) {
+            Some((block, offset)) => {
+                let record = block.small.as_mut()?.live.remove(offset)?;
+                Some(block.alloc(offset, record))
+            }
+            None => self.allocs.remove(&ptr),
+        }
+    }
+
+    /// The same, only for an allocation that the driver made.
+    pub fn take_drivers(&mut self, ptr: u64) -> Option<Alloc> {
+        let drivers = self.allocs.get(&ptr)?.place.is_drivers();
+        if drivers { self.take(ptr) } else { None }
     }
 
     /// Undoes a `take` whose free was refused.
     pub fn put_back(&mut self, alloc: Alloc) {
+        if let Place::Slab(base) = alloc.place {
+            let small = self.blocks.get_mut(&base).and_then(|b| b.small.as_mut());
+            if let Some(small) = small {
+                let Alloc {
+                    id, pool, bytes, ..
+                } = alloc;
+                small
+                    .live
+                    .insert(alloc.ptr - base, Record { id, pool, bytes });
+            }
+            return;
+        }
         self.allocs.insert(alloc.ptr, alloc);
     }
 
     /// Brings a taken allocation back to life, under the same pointer, for an equal rounded size.
     pub fn revive(&mut self, alloc: Alloc, bytes: u64) -> u64 {
         let id = self.next_id();
-        self.allocs.insert(alloc.ptr, Alloc { bytes, id, ..alloc });
+        self.put_back(Alloc { bytes, id, ..alloc });
         alloc.ptr
     }
 
@@ -311,42 +381,48 @@ impl Heap {
                 let block = self.blocks.get_mut(&base)?;
                 let context = block.context;
                 let size = block.bytes;
-                let slab = block.slab.as_mut()?;
-                let before = slab.largest();
-                slab.give_back(alloc.ptr - base, small_size(alloc.bytes));
-                let (now, empty) = (slab.largest(), slab.is_empty());
-                self.slabs.remove(&(context, before, base));
-                self.slabs.insert((context, now, base));
+                let space = &mut block.small.as_mut()?.space;
+                let before = space.largest();
+                space.give_back(alloc.ptr - base, small_size(alloc.bytes));
+                let (now, empty) = (space.largest(), space.is_empty());
+                if now != before {
+                    self.slabs.remove(&(context, before, base));
+                    self.slabs.insert((context, now, base));
+                }
+                self.empty_slabs += usize::from(empty);
+                if !empty || self.moving || self.empty_slabs == 1 {
+                    return None;
+                }
                 let spare = self
                     .slabs
                     .range((context, size, 0)..=(context, u64::MAX, u64::MAX))
                     .any(|&(_, _, other)| other != base);
-                if empty && spare && !self.moving {
-                    return self.remove_slab(base);
-                }
-                None
+                if spare { self.remove_slab(base) } else { None }
             }
         }
     }
 
+    /// Takes an empty slab out.
     fn remove_slab(&mut self, base: u64) -> Option<Block> {
+        self.empty_slabs -= 1;
         let block = self.blocks.remove(&base)?;
-        let largest = block.slab.as_ref().map_or(0, Slab::largest);
+        let largest = block.small.as_ref().map_or(0, |s| s.space.largest());
         self.slabs.remove(&(block.context, largest, base));
         Some(block)
     }
 
-    fn empty_slabs(&self, device: usize) -> Vec<u64> {
-        let empty = |b: &&Block| b.device == device && b.slab.as_ref().is_some_and(Slab::is_empty);
+    fn empty_slabs_on(&self, device: usize) -> Vec<u64> {
+        let empty =
+            |b: &&Block| b.device == device && b.small.as_ref().is_some_and(|s| s.space.is_empty());
         self.blocks.values().filter(empty).map(|b| b.base).collect()
     }
 
     /// Takes out the empty slabs of a device, for the caller to release.
     pub fn take_empty_slabs(&mut self, device: usize) -> Vec<Block> {
-        if self.moving {
+        if self.moving || self.empty_slabs == 0 {
             return Vec::new();
         }
-        let bases = self.empty_slabs(device);
+        let bases = self.empty_slabs_on(device);
         bases
             .into_iter()
             .filter_map(|base| self.remove_slab(base))
@@ -356,7 +432,9 @@ impl Heap {
     /// Bytes of empty slabs on a device: could be given back at once.
     #[must_use]
     pub fn spare_bytes(&self, device: usize) -> u64 {
-        // Slabs with space are few; those entirely free fewer.
+        if self.empty_slabs == 0 {
+            return 0;
+        }
         self.slabs
             .iter()
             .filter_map(|&(_, largest, base)| {
@@ -375,11 +453,21 @@ impl Heap {
             .filter(|b| b.context == context)
             .map(|b| b.base)
             .collect();
-        let blocks = bases
+        let blocks: Vec<Block> = bases
             .iter()
             .filter_map(|base| self.blocks.remove(base))
             .collect();
+        let in_slabs = blocks.iter().filter_map(|block| {
+            let live = &block.small.as_ref()?.live;
+            Some(
+                live.iter()
+                    .map(|(offset, record)| block.alloc(offset, record)),
+            )
+        });
+        let mut allocs: Vec<Alloc> = in_slabs.flatten().collect();
         self.slabs.retain(|&(c, _, _)| c != context);
+        let empty = |b: &&Block| b.small.as_ref().is_some_and(|s| s.space.is_empty());
+        self.empty_slabs -= blocks.iter().filter(empty).count();
         let ptrs: Vec<u64> = self
             .allocs
             .values()
@@ -387,10 +475,7 @@ impl Heap {
             .filter(|a| a.context == context && a.place != Place::Pool)
             .map(|a| a.ptr)
             .collect();
-        let allocs = ptrs
-            .iter()
-            .filter_map(|ptr| self.allocs.remove(ptr))
-            .collect();
+        allocs.extend(ptrs.iter().filter_map(|ptr| self.allocs.remove(ptr)));
         (blocks, allocs)
     }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 /// Small allocations are aligned to, and sized in, this many bytes: what `cuMemAlloc` gives.
 pub const ALIGN: u64 = 512;
 
-/// Allocations below this many bytes come out of slabs.
-pub const SMALL: u64 = 1 << 20;
+/// Allocations below this many bytes come out of slabs: two of 1 MiB fit into one, as in the driver's own
+/// blocks.
+pub const SMALL: u64 = (1 << 20) + 1;
 
 /// Rounds a small size up to whole alignment units.
 #[must_use]

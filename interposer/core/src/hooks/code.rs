@@ -12,36 +12,71 @@ use crate::table::sig;
 
 use super::limited;
 
-/// Runs a call of the current context; without quota or context it goes to the driver as it is.
-fn taking(make: impl FnOnce() -> Status, undo: impl FnOnce(&Runtime)) -> Status {
-    taking_most(|_| 0, make, undo)
-}
-
-/// The same, for what may take as much as `most` says, in bytes.
-fn taking_most(
-    most: impl FnOnce(i32) -> u64,
+/// Runs a call of the current context, which takes at least what `least` says of context and device; without
+/// quota or context it goes to the driver as it is.
+fn taking(
+    least: impl FnOnce(&Runtime, usize, usize) -> u64,
     make: impl FnOnce() -> Status,
     undo: impl FnOnce(&Runtime),
 ) -> Status {
     let current = limited().and_then(|runtime| Some((runtime, runtime.current().ok()?)));
-    let Some((runtime, (_, device))) = current else {
+    let Some((runtime, (context, device))) = current else {
         let _inside = gate::enter();
         return make();
     };
-    let most = most(runtime.devices[device].ordinal);
-    runtime.taking_overhead(device, (GRANULE, most), make, || undo(runtime))
+    let least = least(runtime, context, device);
+    runtime.taking_overhead(device, least, make, || undo(runtime))
+}
+
+/// The text of an image, if it is PTX.
+///
+/// # Safety
+/// The application's pointer to a module image, as the driver takes it.
+unsafe fn text<'a>(image: *const c_void) -> Option<&'a [u8]> {
+    let first = image.cast::<u8>();
+    if first.is_null() {
+        return None;
+    }
+    // SAFETY: an image has at least a byte; PTX is text that ends in NUL and begins with a word, a comment or
+    // blank, as no machine code does.
+    unsafe {
+        matches!(*first, b'.' | b'/' | b' ' | b'\t' | b'\r' | b'\n')
+            .then(|| core::ffi::CStr::from_ptr(image.cast()).to_bytes())
+    }
+}
+
+/// Code is about to be loaded eagerly or not: what the heap that it may use will take, too.
+fn with_heap(runtime: &Runtime, context: usize, image: Option<&[u8]>) -> u64 {
+    runtime.code_loaded(image);
+    let uses = image.is_none_or(|text| text.windows(6).any(|word| word == b"malloc"));
+    let heap = if uses {
+        runtime.heap_to_come(context)
+    } else {
+        0
+    };
+    heap.saturating_add(GRANULE)
 }
 
 macro_rules! loads {
-    ($($name:ident $end:ident ($($argument:ident: $type:ty),*);)*) => {$(
+    (@image data $first:ident) => {
+        // SAFETY: the application's own image.
+        unsafe { text($first.cast()) }
+    };
+    (@image file $first:ident) => {{
+        let _ = $first;
+        None
+    }};
+    ($($from:ident $name:ident $end:ident ($first:ident: $of:ty $(, $argument:ident: $type:ty)*);)*) => {$(
         pub unsafe fn $name(
             real: sig::$name,
             made: *mut *mut c_void,
+            $first: $of,
             $($argument: $type),*
         ) -> Status {
             taking(
+                |runtime, context, _| with_heap(runtime, context, loads!(@image $from $first)),
                 // SAFETY: the application's own call.
-                || unsafe { real(made, $($argument),*) },
+                || unsafe { real(made, $first, $($argument),*) },
                 |_| {
                     if !made.is_null() {
                         // SAFETY: made above; the application has not been told of it.
@@ -53,12 +88,12 @@ macro_rules! loads {
     )*};
 }
 loads! {
-    cuModuleLoad cuModuleUnload (fname: *const c_char);
-    cuModuleLoadData cuModuleUnload (image: *const c_void);
-    cuModuleLoadDataEx cuModuleUnload (image: *const c_void, numOptions: u32, options: *mut u32, optionValues: *mut *mut c_void);
-    cuModuleLoadFatBinary cuModuleUnload (fatCubin: *const c_void);
-    cuLibraryLoadData cuLibraryUnload (code: *const c_void, jitOptions: *mut u32, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut u32, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32);
-    cuLibraryLoadFromFile cuLibraryUnload (fileName: *const c_char, jitOptions: *mut u32, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut u32, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32);
+    file cuModuleLoad cuModuleUnload (fname: *const c_char);
+    data cuModuleLoadData cuModuleUnload (image: *const c_void);
+    data cuModuleLoadDataEx cuModuleUnload (image: *const c_void, numOptions: u32, options: *mut u32, optionValues: *mut *mut c_void);
+    data cuModuleLoadFatBinary cuModuleUnload (fatCubin: *const c_void);
+    data cuLibraryLoadData cuLibraryUnload (code: *const c_void, jitOptions: *mut u32, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut u32, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32);
+    file cuLibraryLoadFromFile cuLibraryUnload (fileName: *const c_char, jitOptions: *mut u32, jitOptionsValues: *mut *mut c_void, numJitOptions: u32, libraryOptions: *mut u32, libraryOptionValues: *mut *mut c_void, numLibraryOptions: u32);
 }
 
 macro_rules! ends {
@@ -75,17 +110,23 @@ macro_rules! ends {
 }
 ends! { cuModuleUnload cuLibraryUnload }
 
-/// Notes a function that was found in `module`.
+/// Notes a function that was found in `module`; refuses it if what its launch would take does not fit.
 ///
 /// # Safety
 /// After success `function` is null or holds the driver's answer.
-unsafe fn found(status: Status, module: usize, function: *mut *mut c_void) -> Status {
+unsafe fn found(status: Status, module: Option<usize>, function: *mut *mut c_void) -> Status {
     if status.is_success()
         && !function.is_null()
         && let Some(runtime) = limited()
     {
         // SAFETY: the caller's promise.
-        runtime.function_found(module, unsafe { *function } as usize);
+        let function = unsafe { *function } as usize;
+        if let Err(why) = runtime.stands(function) {
+            return why;
+        }
+        if let Some(module) = module {
+            runtime.function_found(module, function);
+        }
     }
     status
 }
@@ -101,7 +142,7 @@ pub unsafe fn cuModuleGetFunction(
     let status = unsafe { real(hfunc, hmod, name) };
     drop(inside);
     // SAFETY: the driver has written it if it says success.
-    unsafe { found(status, hmod as usize, hfunc) }
+    unsafe { found(status, Some(hmod as usize), hfunc) }
 }
 
 pub unsafe fn cuKernelGetFunction(
@@ -117,50 +158,40 @@ pub unsafe fn cuKernelGetFunction(
     // SAFETY: a kernel that the driver has just accepted; it fills one handle.
     let known = status.is_success()
         && unsafe { call::cuKernelGetLibrary(&raw mut library, kernel) }.is_success();
-    if !known {
-        // Without its library nobody could tell when it ends.
-        return status;
-    }
+    // Without its library nobody could tell when it ends.
+    let library = known.then_some(library as usize);
     // SAFETY: the driver has written it if it says success.
-    unsafe { found(status, library as usize, pFunc) }
-}
-
-/// `CU_LIMIT_STACK_SIZE`
-const STACK_SIZE: u32 = 0;
-
-/// How many threads a device runs at a time; many, if it does not say.
-fn resident_threads(ordinal: i32) -> u64 {
-    /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`
-    const MULTIPROCESSORS: u32 = 16;
-    /// `CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR`
-    const THREADS_EACH: u32 = 39;
-    let ask = |attribute, otherwise| {
-        let mut value = 0;
-        // SAFETY: the driver fills one integer.
-        let asked = unsafe { call::cuDeviceGetAttribute(&raw mut value, attribute, ordinal) };
-        let known = asked.is_success().then(|| u64::try_from(value).ok());
-        known.flatten().unwrap_or(otherwise)
-    };
-    ask(MULTIPROCESSORS, 256) * ask(THREADS_EACH, 2048)
+    unsafe { found(status, library, pFunc) }
 }
 
 pub unsafe fn cuCtxSetLimit(real: sig::cuCtxSetLimit, limit: u32, value: usize) -> Status {
     let mut before = 0;
     // SAFETY: the driver fills one integer.
     let known = unsafe { call::cuCtxGetLimit(&raw mut before, limit) }.is_success();
-    taking_most(
-        |ordinal| match limit {
-            // A stack for every thread that can be resident: measured so on an H200 with driver 580.
-            STACK_SIZE => (value as u64).saturating_mul(resident_threads(ordinal)),
-            _ => value as u64,
-        },
+    let status = if known && value <= before {
+        // What gives memory back is not refused for want of it.
+        let _inside = gate::enter();
         // SAFETY: the application's own call.
-        || unsafe { real(limit, value) },
-        |_| {
-            if known {
-                // SAFETY: the value that was in force.
-                let _ = unsafe { real(limit, before) };
-            }
-        },
-    )
+        unsafe { real(limit, value) }
+    } else {
+        taking(
+            |runtime, _, device| {
+                let more = runtime.limit_growth(device, limit, before as u64, value as u64);
+                more.max(GRANULE)
+            },
+            // SAFETY: the application's own call.
+            || unsafe { real(limit, value) },
+            |_| {
+                if known {
+                    // SAFETY: the value that was in force.
+                    let _ = unsafe { real(limit, before) };
+                }
+            },
+        )
+    };
+    if let (true, Some(runtime)) = (status.is_success(), limited()) {
+        // It may be much more than is looked after near the limit.
+        runtime.measure_now();
+    }
+    status
 }

@@ -45,7 +45,7 @@ fn make_context(
         status
     } else {
         let least = runtime.context_cost().max(GRANULE);
-        runtime.taking_overhead(device, (least, 0), make, undo)
+        runtime.taking_overhead(device, least, make, undo)
     };
     if status.is_success() {
         note();
@@ -84,7 +84,13 @@ pub unsafe fn cuCtxCreate(
     dev: i32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create(pctx, dev, || real(pctx, flags, dev)) }
+    let status = unsafe { create(pctx, dev, || real(pctx, flags, dev)) };
+    if let (true, false, Some(runtime)) = (status.is_success(), pctx.is_null(), limited()) {
+        // SAFETY: checked against null, written by the driver.
+        lock(&runtime.contexts).set_old(unsafe { *pctx } as usize);
+        runtime.any_old.store(true, SeqCst);
+    }
+    status
 }
 
 pub unsafe fn cuCtxCreate_v2(
@@ -152,45 +158,9 @@ pub unsafe fn cuDevicePrimaryCtxRetain(
     )
 }
 
-pub unsafe fn cuGreenCtxCreate(
-    real: sig::cuGreenCtxCreate,
-    phCtx: *mut *mut c_void,
-    desc: *mut c_void,
-    dev: i32,
-    flags: u32,
-) -> Status {
-    let known = limited().and_then(|runtime| Some((runtime, runtime.device_index(dev)?)));
-    let Some((runtime, device)) = known.filter(|_| !phCtx.is_null()) else {
-        let _inside = gate::enter();
-        // SAFETY: the application's own call.
-        return unsafe { real(phCtx, desc, dev, flags) };
-    };
-    make_context(
-        runtime,
-        device,
-        // SAFETY: the application's own call.
-        || unsafe { real(phCtx, desc, dev, flags) },
-        || {
-            // SAFETY: checked against null, written by the driver; the application has not been told of it.
-            let _ = unsafe { call::cuGreenCtxDestroy(*phCtx) };
-        },
-        // Its work is waited for with the primary context, of which it is a part.
-        || {},
-    )
-}
-
-pub unsafe fn cuGreenCtxDestroy(real: sig::cuGreenCtxDestroy, hCtx: *mut c_void) -> Status {
-    // SAFETY: the application's own call.
-    let status = unsafe { real(hCtx) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        runtime.overhead_changed();
-    }
-    status
-}
-
 /// Ends a context: waits for a running swap, lets the driver destroy, and lets go of its memory if
 /// `gone` says so. Never waits at the gate and never restores.
-fn teardown(
+pub(super) fn teardown(
     context: Option<usize>,
     destroy: impl FnOnce() -> Status,
     gone: impl FnOnce() -> bool,
@@ -244,7 +214,7 @@ fn primary(dev: i32) -> Option<usize> {
     lock(&runtime.contexts).primary_of(device)
 }
 
-fn primary_inactive(dev: i32) -> bool {
+pub(super) fn primary_inactive(dev: i32) -> bool {
     let (mut flags, mut active) = (0, 1);
     // SAFETY: the driver fills two integers.
     let status = unsafe { call::cuDevicePrimaryCtxGetState(dev, &raw mut flags, &raw mut active) };
@@ -285,19 +255,34 @@ pub unsafe fn cuDevicePrimaryCtxReset(real: sig::cuDevicePrimaryCtxReset, dev: i
     teardown(primary(dev), || unsafe { real(dev) }, || true)
 }
 
-/// Makes a stream inside the gate (it takes a little device memory) and notes it.
-unsafe fn create_stream(out: *mut *mut c_void, make: impl FnOnce() -> Status) -> Status {
+/// Makes a stream inside the gate (it takes a little device memory) and notes it. `of`: the green context that it
+/// is made for, whatever is current.
+pub(super) unsafe fn create_stream(
+    out: *mut *mut c_void,
+    of: Option<usize>,
+    make: impl FnOnce() -> Status,
+) -> Status {
     let Some(runtime) = limited() else {
         return make();
     };
     let inside = gate::enter();
     let status = make();
-    if status.is_success()
-        && !out.is_null()
-        && let Ok((context, _)) = runtime.current()
-    {
+    if status.is_success() && !out.is_null() {
         // SAFETY: checked against null, written by the driver.
-        lock(&runtime.contexts).add_stream(context, unsafe { *out } as usize);
+        let stream = unsafe { *out } as usize;
+        let green = of.or_else(|| runtime.current_green());
+        let owner = green.and_then(|green| lock(&runtime.contexts).green(green));
+        let context = match owner {
+            Some(green) => Some(green.primary),
+            None => runtime.current().ok().map(|(context, _)| context),
+        };
+        let mut contexts = lock(&runtime.contexts);
+        if let Some(context) = context {
+            contexts.add_stream(context, stream);
+        }
+        if let Some(green) = green {
+            contexts.add_green_stream(green, stream);
+        }
     }
     drop(inside);
     status
@@ -309,7 +294,7 @@ pub unsafe fn cuStreamCreate(
     Flags: u32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, Flags)) }
+    unsafe { create_stream(phStream, None, || real(phStream, Flags)) }
 }
 
 pub unsafe fn cuStreamCreateWithPriority(
@@ -319,18 +304,7 @@ pub unsafe fn cuStreamCreateWithPriority(
     priority: i32,
 ) -> Status {
     // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, flags, priority)) }
-}
-
-pub unsafe fn cuGreenCtxStreamCreate(
-    real: sig::cuGreenCtxStreamCreate,
-    phStream: *mut *mut c_void,
-    greenCtx: *mut c_void,
-    flags: u32,
-    priority: i32,
-) -> Status {
-    // SAFETY: the application's own call.
-    unsafe { create_stream(phStream, || real(phStream, greenCtx, flags, priority)) }
+    unsafe { create_stream(phStream, None, || real(phStream, flags, priority)) }
 }
 
 fn destroy_stream(stream: *mut c_void, destroy: impl FnOnce() -> Status) -> Status {

@@ -31,6 +31,15 @@ pub(super) unsafe fn answer(out: *mut u64, made: Result<u64, Status>) -> Status 
 
 pub unsafe fn cuMemAlloc_v2(real: sig::cuMemAlloc_v2, dptr: *mut u64, bytesize: usize) -> Status {
     match limited() {
+        Some(runtime) if !dptr.is_null() && runtime.old_interface() => {
+            pass_charged(runtime, bytesize as u64, || {
+                // SAFETY: the application's own call; the driver has written the address if it says success.
+                unsafe {
+                    let status = real(dptr, bytesize);
+                    (status, made(status, dptr))
+                }
+            })
+        }
         // SAFETY: checked against null; otherwise the application's own call.
         Some(runtime) if !dptr.is_null() => unsafe {
             answer(dptr, runtime.allocate(bytesize as u64, 0))
@@ -117,6 +126,15 @@ pub unsafe fn cuMemAllocPitch_v2(
         .checked_next_multiple_of(PITCH)
         .and_then(|pitch| Some((pitch, pitch.checked_mul(Height as u64)?)));
     match (limited(), bytes) {
+        (Some(runtime), Some((_, bytes))) if !dptr.is_null() && runtime.old_interface() => {
+            pass_charged(runtime, bytes, || {
+                // SAFETY: as in `cuMemAlloc_v2`.
+                unsafe {
+                    let status = real(dptr, pPitch, WidthInBytes, Height, ElementSizeBytes);
+                    (status, made(status, dptr))
+                }
+            })
+        }
         (Some(runtime), Some((pitch, bytes)))
             if bytes > 0
                 && !dptr.is_null()
@@ -210,13 +228,18 @@ pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
 }
 
 pub unsafe fn cuMemFree(real: sig::cuMemFree, dptr: u32) -> Status {
+    let Some(runtime) = limited() else {
+        // SAFETY: the application's own call.
+        return unsafe { real(dptr) };
+    };
+    // Off the record first: another thread may get the same address as soon as the driver is done.
+    let taken = lock(&runtime.heap).take_drivers(u64::from(dptr));
     // SAFETY: the application's own call.
     let status = unsafe { real(dptr) };
-    if let (true, Some(runtime)) = (status.is_success(), limited()) {
-        let taken = lock(&runtime.heap).take(u64::from(dptr));
-        if let Some(alloc) = taken {
-            runtime.uncharge(alloc.device, alloc.bytes);
-        }
+    match taken {
+        Some(alloc) if status.is_success() => runtime.drivers_freed(&alloc),
+        Some(alloc) => lock(&runtime.heap).put_back(alloc),
+        None => {}
     }
     status
 }

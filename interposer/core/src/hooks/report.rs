@@ -40,6 +40,7 @@ pub unsafe fn cuMemGetInfo_v2(
     if let Some(runtime) = limited()
         && !free.is_null()
         && !total.is_null()
+        && !runtime.old_interface()
         && let Some((ours_free, ours_total)) = told(runtime)
     {
         // SAFETY: checked against null.

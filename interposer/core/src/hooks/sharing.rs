@@ -98,6 +98,7 @@ pub unsafe fn cuMemImportFromShareableHandle(
                 .then(|| descriptor(osHandle as usize as i32))
                 .flatten();
             lock(&runtime.handles).imported(handle, device, from);
+            runtime.imports();
         }
     }
     status

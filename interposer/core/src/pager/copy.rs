@@ -67,15 +67,26 @@ impl<T> Copies<T> {
                 let bytes = usize::try_from(piece.bytes).unwrap_or(0);
                 // SAFETY: the piece is host memory of ours, the device range is mapped, and both
                 // stay until the event after this copy has been waited for.
-                unsafe {
+                let copied = unsafe {
                     match self.direction {
                         Direction::Out => {
                             call::cuMemcpyDtoHAsync_v2(address, device, bytes, stream)
                         }
                         Direction::In => call::cuMemcpyHtoDAsync_v2(device, address, bytes, stream),
                     }
-                }
-                .ok()?;
+                };
+                let copied = if copied == Status::INVALID_CONTEXT {
+                    // A context of the first `cuCtxCreate`: what has one version only works there, too.
+                    let (from, to) = match self.direction {
+                        Direction::Out => (device, address as u64),
+                        Direction::In => (address as u64, device),
+                    };
+                    // SAFETY: as above.
+                    unsafe { call::cuMemcpyAsync(to, from, bytes, stream) }
+                } else {
+                    copied
+                };
+                copied.ok()?;
                 device += piece.bytes;
             }
             Ok(())

@@ -2,6 +2,9 @@
 //! for, and what a destroyed context takes along.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::glance::Glance;
 
 /// One context that the application made or retained.
 #[derive(Debug, Default)]
@@ -10,8 +13,18 @@ pub struct ContextInfo {
     pub device: usize,
     /// It is the device's primary context.
     pub primary: bool,
+    /// Its addresses and sizes have 32 bits (the first `cuCtxCreate`).
+    pub old: bool,
     /// Streams created in it, as driver handles.
     pub streams: BTreeSet<usize>,
+}
+
+/// A green context: a part of a device, whose memory is the primary context's.
+#[derive(Clone, Copy, Debug)]
+pub struct Green {
+    /// What `cuCtxFromGreenCtx` answers.
+    pub context: usize,
+    pub primary: usize,
 }
 
 /// All contexts, streams and captures.
@@ -19,6 +32,9 @@ pub struct ContextInfo {
 pub struct Contexts {
     known: BTreeMap<usize, ContextInfo>,
     owner_of_stream: HashMap<usize, usize>,
+    greens: HashMap<usize, Green>,
+    /// Streams of green contexts, which end with those.
+    green_of_stream: HashMap<usize, usize>,
     /// Captures begun and not ended: stream handle, and the thread for the per-thread stream.
     captures: HashMap<(usize, u64), u32>,
     /// Contexts that are gone and that the pager has not yet forgotten.
@@ -31,12 +47,23 @@ pub struct Contexts {
     asking: u32,
     /// Threads of the application that are beginning a capture.
     beginning: u32,
+    /// What may be read without the lock around this.
+    glance: Arc<Glance>,
 }
 
 impl Contexts {
+    /// What is to be known without the lock around this.
+    #[must_use]
+    pub fn glance(&self) -> Arc<Glance> {
+        Arc::clone(&self.glance)
+    }
+
     /// Notes a context; repeats are harmless.
     pub fn add(&mut self, context: usize, device: usize, primary: bool) {
         let info = self.known.entry(context).or_default();
+        if info.device != device {
+            self.glance.forget(context);
+        }
         info.device = device;
         info.primary |= primary;
     }
@@ -44,7 +71,60 @@ impl Contexts {
     /// A context's device, if it is known.
     #[must_use]
     pub fn device_of(&self, context: usize) -> Option<usize> {
-        self.known.get(&context).map(|info| info.device)
+        let device = self.known.get(&context).map(|info| info.device)?;
+        self.glance.note(context, device);
+        Some(device)
+    }
+
+    /// Notes a green context.
+    pub fn add_green(&mut self, green: usize, context: usize, primary: usize) {
+        self.greens.insert(green, Green { context, primary });
+    }
+
+    /// A green context, if it is known.
+    #[must_use]
+    pub fn green(&self, green: usize) -> Option<Green> {
+        self.greens.get(&green).copied()
+    }
+
+    /// The green context that a context stands for.
+    #[must_use]
+    pub fn green_behind(&self, context: usize) -> Option<usize> {
+        let mut all = self.greens.iter();
+        all.find(|(_, g)| g.context == context)
+            .map(|(&green, _)| green)
+    }
+
+    /// Notes that a stream is of a green context.
+    pub fn add_green_stream(&mut self, green: usize, stream: usize) {
+        self.green_of_stream.insert(stream, green);
+    }
+
+    /// Forgets a green context, and its streams.
+    pub fn remove_green(&mut self, green: usize) {
+        self.greens.remove(&green);
+        let mut streams = Vec::new();
+        for (&stream, &owner) in &self.green_of_stream {
+            if owner == green {
+                streams.push(stream);
+            }
+        }
+        for stream in streams {
+            self.remove_stream(stream);
+        }
+    }
+
+    /// Notes that a context is of the old interface.
+    pub fn set_old(&mut self, context: usize) {
+        if let Some(info) = self.known.get_mut(&context) {
+            info.old = true;
+        }
+    }
+
+    /// Whether a context is of the old interface.
+    #[must_use]
+    pub fn is_old(&self, context: usize) -> bool {
+        self.known.get(&context).is_some_and(|info| info.old)
     }
 
     /// Some context is known on a device.
@@ -64,13 +144,16 @@ impl Contexts {
 
     /// Forgets a context; its streams and captures go with it. The pager is told.
     pub fn remove(&mut self, context: usize) {
+        self.glance.forget(context);
         if let Some(info) = self.known.remove(&context) {
             for stream in info.streams {
                 self.owner_of_stream.remove(&stream);
+                self.green_of_stream.remove(&stream);
                 self.captures.retain(|&(s, _), _| s != stream);
             }
             self.retired.push(context);
         }
+        self.show_captures();
     }
 
     /// A thread of ours is about to use a handle of the application in a driver call; `false`: it is
@@ -133,7 +216,9 @@ impl Contexts {
         {
             info.streams.remove(&stream);
         }
+        self.green_of_stream.remove(&stream);
         self.captures.retain(|&(s, _), _| s != stream);
+        self.show_captures();
     }
 
     /// Streams of a context.
@@ -154,6 +239,11 @@ impl Contexts {
     /// A capture begins.
     pub fn begin_capture(&mut self, stream: usize, thread: u64) {
         *self.captures.entry((stream, thread)).or_default() += 1;
+        self.show_captures();
+    }
+
+    fn show_captures(&self) {
+        self.glance.set_capturing(!self.captures.is_empty());
     }
 
     /// The application is about to begin a capture: nobody of ours starts to ask streams until
@@ -190,6 +280,7 @@ impl Contexts {
     /// A capture ends.
     pub fn end_capture(&mut self, stream: usize, thread: u64) {
         self.captures.remove(&(stream, thread));
+        self.show_captures();
     }
 
     /// Streams that were last seen capturing.
@@ -224,6 +315,31 @@ mod tests {
     }
 
     #[test]
+    fn a_glance_never_tells_of_what_is_gone() {
+        let mut contexts = Contexts::default();
+        let glance = contexts.glance();
+        contexts.add(10, 0, false);
+        assert_eq!(glance.device_of(10), None, "nobody has asked yet");
+        assert_eq!(contexts.device_of(10), Some(0));
+        assert_eq!(glance.device_of(10), Some(0));
+        contexts.remove(10);
+        assert_eq!(glance.device_of(10), None);
+        // The driver may give the same handle to another device's context.
+        contexts.add(10, 1, false);
+        assert_eq!(contexts.device_of(10), Some(1));
+        contexts.add(10, 2, false);
+        assert_eq!(glance.device_of(10), None);
+        contexts.add_stream(10, 100);
+        contexts.begin_capture(100, 0);
+        assert!(glance.capturing());
+        contexts.end_capture(100, 0);
+        assert!(!glance.capturing());
+        contexts.begin_capture(100, 0);
+        contexts.remove_stream(100);
+        assert!(!glance.capturing());
+    }
+
+    #[test]
     fn nobody_asks_while_a_capture_is_open() {
         let mut contexts = Contexts::default();
         assert!(contexts.try_ask());
@@ -239,6 +355,24 @@ mod tests {
     }
 
     #[test]
+    fn a_green_context_takes_its_streams_and_leaves_the_primary() {
+        let mut contexts = Contexts::default();
+        contexts.add(10, 0, true);
+        contexts.add_green(500, 11, 10);
+        for stream in [100, 101] {
+            contexts.add_stream(10, stream);
+        }
+        contexts.add_green_stream(500, 101);
+        assert_eq!(contexts.green_behind(11), Some(500));
+        assert_eq!(contexts.green_behind(10), None);
+        contexts.remove_green(500);
+        assert!(contexts.green(500).is_none());
+        assert_eq!(contexts.streams_of(10), vec![100]);
+        contexts.set_old(10);
+        assert!(contexts.is_old(10) && !contexts.is_old(11));
+    }
+
+    #[test]
     fn a_context_takes_its_streams_and_captures_along() {
         let mut contexts = Contexts::default();
         contexts.add(10, 0, true);
@@ -250,8 +384,10 @@ mod tests {
             (Some(10), None)
         );
         assert!(contexts.any_capture());
+        assert!(contexts.glance().capturing());
         contexts.remove(10);
         assert!(!contexts.any_capture());
+        assert!(!contexts.glance().capturing());
         assert_eq!(contexts.context_of_stream(100), None);
         assert_eq!(contexts.take_retired(), vec![10]);
         assert_eq!(contexts.all(), vec![20]);

@@ -4,16 +4,18 @@
 //! at any time. A forked child forgets the pointer and, should it use CUDA, starts anew.
 
 mod contexts;
+mod glance;
 mod start;
 
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use spillway_protocol::page::{Desired, Observed};
 
 pub use contexts::Contexts;
+pub use glance::Glance;
 pub use start::{monotonic_ns, start};
 
 use crate::deferred::Deferred;
@@ -30,6 +32,7 @@ use crate::pools::Pools;
 use crate::quota::SmallMeter;
 use crate::session::Session;
 use crate::shares::Shares;
+use crate::standing::Standing;
 
 /// A device of this process.
 #[derive(Debug)]
@@ -64,10 +67,16 @@ pub struct Runtime {
     pub teardowns: Mutex<u32>,
     /// Contexts, streams, captures.
     pub contexts: Mutex<Contexts>,
+    /// What of them is read without the lock.
+    pub glance: Arc<Glance>,
     /// Signalled when a thread of ours is done with a handle of the application.
     pub contexts_changed: Condvar,
     /// Stream-ordered frees whose work is not finished.
     pub deferred: Mutex<Deferred>,
+    /// There may be some; set under the lock of `deferred`. The same for `kept`.
+    pub has_deferred: AtomicBool,
+    /// See `has_deferred`.
+    pub has_kept: AtomicBool,
     /// Frees that wait for the end of a capture.
     pub kept: Mutex<Vec<Alloc>>,
     /// Handles, arrays and managed allocations of the application.
@@ -99,6 +108,10 @@ pub struct Runtime {
     pub shares: Shares,
     /// What the driver takes for itself.
     pub overhead: Overhead,
+    /// Some context has been made by the first `cuCtxCreate`.
+    pub any_old: AtomicBool,
+    /// See [`crate::standing`].
+    pub standing: Standing,
     /// The process is exiting: nothing is moved any more.
     pub ending: AtomicBool,
 }
@@ -146,8 +159,18 @@ impl Runtime {
             return Err(Status::INVALID_CONTEXT);
         }
         let context = context as usize;
-        if let Some(device) = lock(&self.contexts).device_of(context) {
+        if let Some(device) = self.glance.device_of(context) {
             return Ok((context, device));
+        }
+        {
+            let contexts = lock(&self.contexts);
+            // What is allocated in a green context is the primary context's.
+            let green = contexts.green_behind(context);
+            let owner = green.and_then(|green| contexts.green(green));
+            let context = owner.map_or(context, |green| green.primary);
+            if let Some(device) = contexts.device_of(context) {
+                return Ok((context, device));
+            }
         }
         let mut ordinal = 0;
         // SAFETY: the driver fills one integer.
@@ -155,6 +178,25 @@ impl Runtime {
         let device = self.device_index(ordinal).ok_or(Status::INVALID_DEVICE)?;
         lock(&self.contexts).add(context, device, false);
         Ok((context, device))
+    }
+
+    /// The current context is one of the first `cuCtxCreate`: today's calls are refused there, by the driver.
+    #[must_use]
+    pub fn old_interface(&self) -> bool {
+        self.any_old.load(SeqCst)
+            && self
+                .current()
+                .is_ok_and(|(context, _)| lock(&self.contexts).is_old(context))
+    }
+
+    /// The green context that is current, if one is.
+    #[must_use]
+    pub fn current_green(&self) -> Option<usize> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the driver fills one handle.
+        let asked = unsafe { call::cuCtxGetCurrent(&raw mut context) };
+        asked.ok().ok()?;
+        lock(&self.contexts).green_behind(context as usize)
     }
 
     /// The index of a `CUdevice`.

@@ -9,7 +9,7 @@ use spillway_protocol::message::{DeviceInfo, Register};
 use spillway_protocol::page::{self, Command, DESIRED_MAGIC, Desired, Observed, State, state};
 use spillway_protocol::{MAX_DEVICES, PROTOCOL_VERSION, Settings, names};
 
-use super::{Device, Runtime, exiting, forked_child, get, passive, publish, set_passive};
+use super::{Contexts, Device, Runtime, exiting, forked_child, get, passive, publish, set_passive};
 use crate::deferred::Deferred;
 use crate::driver::{Status, call, strict};
 use crate::handles::Handles;
@@ -19,6 +19,7 @@ use crate::pager::{self, Pager};
 use crate::say;
 use crate::session::{Session, StartError};
 use crate::shares::Shares;
+use crate::standing::Standing;
 
 /// Why this process may not use CUDA. `cuInit` answers with the status; the line is on stderr.
 #[derive(Clone, Copy, Debug)]
@@ -241,6 +242,7 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
     let small = devices.iter().map(|_| Mutex::default()).collect();
     let graph_meters = devices.iter().map(|_| Mutex::default()).collect();
     let current_pools = devices.iter().map(|_| AtomicU64::new(0)).collect();
+    let contexts = Contexts::default();
     Runtime {
         limited: session.is_some() || limited,
         paging: session.is_some() && config.swap && vmm,
@@ -251,9 +253,12 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         heap: Mutex::new(Heap::default()),
         heap_changed: Condvar::new(),
         teardowns: Mutex::new(0),
-        contexts: Mutex::default(),
+        glance: contexts.glance(),
+        contexts: Mutex::new(contexts),
         contexts_changed: Condvar::new(),
         deferred: Mutex::new(Deferred::default()),
+        has_deferred: AtomicBool::new(false),
+        has_kept: AtomicBool::new(false),
         kept: Mutex::default(),
         handles: Mutex::new(Handles::default()),
         small,
@@ -269,6 +274,8 @@ fn assemble(config: &Settings, devices: Vec<Device>, session: Option<Session>) -
         managed: Mutex::default(),
         shares: Shares::default(),
         overhead: Overhead::default(),
+        any_old: AtomicBool::new(false),
+        standing: Standing::default(),
         ending: AtomicBool::new(false),
     }
 }

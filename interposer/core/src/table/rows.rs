@@ -147,7 +147,7 @@ macro_rules! driver_rows {
             gated submits cuFabricCpyBatchAsync = cuFabricCpyBatchAsync 13050 [] (numOps: usize, opList: *mut c_void, flags: u64, hStream: *mut c_void);
             gated submits cuFabricCpyBatchAsync_ptsz = cuFabricCpyBatchAsync 13050 [ptsz] (numOps: usize, opList: *mut c_void, flags: u64, hStream: *mut c_void);
             off none cuFlushGPUDirectRDMAWrites = cuFlushGPUDirectRDMAWrites 11030 [orders] (target: u32, scope: u32);
-            off none cuFuncGetAttribute = cuFuncGetAttribute 2020 [] (pi: *mut i32, attrib: u32, hfunc: *mut c_void);
+            slot none cuFuncGetAttribute = cuFuncGetAttribute 2020 [] (pi: *mut i32, attrib: u32, hfunc: *mut c_void);
             off none cuFuncGetModule = cuFuncGetModule 11000 [] (hmod: *mut *mut c_void, hfunc: *mut c_void);
             off none cuFuncGetName = cuFuncGetName 12030 [] (name: *mut *const c_char, hfunc: *mut c_void);
             off none cuFuncGetParamCount = cuFuncGetParamCount 13020 [] (func: *mut c_void, paramCount: *mut usize);

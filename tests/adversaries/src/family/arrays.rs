@@ -31,7 +31,6 @@ const ODD: [(&str, u32, u32, u64); 10] = [
 pub enum Shape {
     Flat,
     FlatOld,
-    Long,
     Deep,
     DeepOld,
     Layers,
@@ -69,15 +68,6 @@ impl Way for Arrays {
                     channels: 1,
                 };
                 cuArrayCreate(&mut array, &shape)
-            }
-            Shape::Long => {
-                let shape = Array2 {
-                    width: bytes as usize,
-                    height: 0,
-                    format: BYTES,
-                    channels: 1,
-                };
-                cuArrayCreate_v2(&mut array, &shape)
             }
             Shape::DeepOld => {
                 let Ok(depth) = u32::try_from(rows / 16) else {
@@ -208,10 +198,7 @@ fn mipmaps(case: &mut Case<'_>, levels: u32, layers: usize) -> Done {
 /// See the module.
 pub fn run(stage: &Stage) {
     attempt(stage, "two dimensions", Arrays(Shape::Flat));
-    attempt(stage, "two dimensions, v1", Arrays(Shape::FlatOld));
-    attempt(stage, "one dimension", Arrays(Shape::Long));
     attempt(stage, "three dimensions", Arrays(Shape::Deep));
-    attempt(stage, "three dimensions, v1", Arrays(Shape::DeepOld));
     attempt(stage, "layers", Arrays(Shape::Layers));
     attempt(stage, "layered cubes", Arrays(Shape::Cube));
     for levels in [1, 2, 5, 12] {
@@ -237,6 +224,22 @@ pub fn run(stage: &Stage) {
             )
         });
     }
+    // As wide as devices take them.
+    stage.case("one dimension", |case| {
+        let shape = Array2 {
+            width: 131_072,
+            height: 0,
+            format: FLOAT,
+            channels: 4,
+        };
+        many(
+            case,
+            "cuArrayCreate of 131072",
+            131_072 * 16,
+            |array| cuArrayCreate_v2(array, &shape),
+            cuArrayDestroy,
+        )
+    });
     // Rows that no pitch divides: the driver may round them up.
     stage.case("narrow rows", |case| {
         let shape = Array2 {

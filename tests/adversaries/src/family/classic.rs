@@ -1,9 +1,6 @@
-//! `cuMemAlloc` and its kin: sizes from a byte up, with pitch, and the entry points with 32-bit sizes.
+//! `cuMemAlloc` and its kin: sizes from a byte up, with pitch.
 
-use crate::driver::{
-    Address, Code, cuMemAlloc, cuMemAlloc_v2, cuMemAllocPitch, cuMemAllocPitch_v2, cuMemFree,
-    cuMemFree_v2,
-};
+use crate::driver::{Address, Code, cuMemAlloc_v2, cuMemAllocPitch_v2, cuMemFree_v2};
 use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info};
 use crate::way::{Way, attempt};
 
@@ -37,42 +34,6 @@ impl Way for Pitch {
 
     fn give(&mut self, held: Address) -> Code {
         cuMemFree_v2(held)
-    }
-}
-
-struct Old;
-
-impl Way for Old {
-    type Held = u32;
-
-    fn take(&mut self, bytes: u64) -> Result<u32, Code> {
-        let mut at = 0;
-        let bytes = u32::try_from(bytes).map_err(|_| Code::OUT_OF_MEMORY)?;
-        cuMemAlloc(&mut at, bytes).then(at)
-    }
-
-    fn give(&mut self, held: u32) -> Code {
-        cuMemFree(held)
-    }
-}
-
-struct OldPitch;
-
-impl Way for OldPitch {
-    type Held = u32;
-
-    fn take(&mut self, bytes: u64) -> Result<u32, Code> {
-        const ROW: u32 = 512 << 10;
-        let (mut at, mut pitch) = (0, 0);
-        let rows = u32::try_from(bytes / u64::from(ROW)).map_err(|_| Code::OUT_OF_MEMORY)?;
-        if u64::from(rows) * u64::from(ROW) > u64::from(u32::MAX) {
-            return Err(Code::OUT_OF_MEMORY);
-        }
-        cuMemAllocPitch(&mut at, &mut pitch, ROW, rows, 16).then(at)
-    }
-
-    fn give(&mut self, held: u32) -> Code {
-        cuMemFree(held)
     }
 }
 
@@ -174,10 +135,4 @@ pub fn run(stage: &Stage) {
             });
         }
     }
-}
-
-/// Entry points with 32-bit sizes.
-pub fn legacy(stage: &Stage) {
-    attempt(stage, "cuMemAlloc v1", Old);
-    attempt(stage, "cuMemAllocPitch v1", OldPitch);
 }

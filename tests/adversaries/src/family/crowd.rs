@@ -10,7 +10,7 @@ use crate::driver::{
     cuMemPoolDestroy, cuMemRelease, cuStreamCreate, cuStreamDestroy_v2,
 };
 use crate::family::classic::{self, Classic};
-use crate::family::{arrays, graphs, managed, ordered, physical};
+use crate::family::{arrays, graphs, legacy, managed, ordered, physical};
 use crate::stage::{Case, Done, MIB, Stage, Stop, info};
 use crate::types::{AllocationProperties, PoolProperties};
 use crate::way::{Way, swapped};
@@ -226,5 +226,8 @@ pub fn evicted(stage: &Stage) {
         let way = ordered::Ordered::new(Some(own), 0, ordered::By::Plain);
         swapped(stage, "cuMemAllocFromPoolAsync", way);
         cuMemPoolDestroy(own);
+    }
+    if let Some(way) = legacy::ordered_within(stage) {
+        swapped(stage, "cuMemAllocAsync in an old context", way);
     }
 }

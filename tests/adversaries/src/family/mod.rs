@@ -9,6 +9,8 @@ mod devices;
 mod external;
 mod graphs;
 mod handed;
+mod legacy;
+mod limits;
 mod managed;
 mod multicast;
 mod names;
@@ -77,7 +79,11 @@ pub const ALL: &[Family] = &[
         "cuMemAlloc of all sizes, with pitch",
         classic::run,
     ),
-    family("legacy", "entry points with 32-bit sizes", classic::legacy),
+    family(
+        "legacy",
+        "entry points with 32-bit addresses and sizes",
+        legacy::run,
+    ),
     family(
         "physical",
         "cuMemCreate and mappings in every order",
@@ -124,11 +130,7 @@ pub const ALL: &[Family] = &[
             overhead::modules,
         )
     },
-    overhead(
-        "limits",
-        "sizes that a context sets aside",
-        overhead::limits,
-    ),
+    overhead("limits", "sizes that a context sets aside", limits::run),
     overhead("objects", "streams and events", overhead::objects),
     family(
         "threads",

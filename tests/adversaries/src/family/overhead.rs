@@ -1,22 +1,22 @@
-//! What the driver takes for itself on a program's behalf: contexts, green contexts, modules, stacks and
-//! heaps, streams and events. None of it may lift a program over its limit.
+//! What the driver takes for itself on a program's behalf: contexts, green contexts, modules, streams
+//! and events. None of it may lift a program over its limit.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 
 use crate::driver::{
-    Code, Handle, cuCtxCreate_v2, cuCtxDestroy_v2, cuCtxFromGreenCtx, cuCtxGetLimit,
-    cuCtxPopCurrent_v2, cuCtxSetCurrent, cuCtxSetLimit, cuCtxSynchronize,
-    cuDevResourceGenerateDesc, cuDeviceGetDevResource, cuEventCreate, cuEventDestroy_v2,
-    cuEventRecord, cuGreenCtxCreate, cuGreenCtxDestroy, cuLaunchKernel, cuLibraryGetModule,
-    cuLibraryLoadData, cuLibraryUnload, cuMemFree_v2, cuModuleGetFunction, cuModuleLoadData,
-    cuModuleUnload, cuStreamCreate, cuStreamDestroy_v2,
+    Code, Handle, cuCtxCreate_v2, cuCtxDestroy_v2, cuCtxFromGreenCtx, cuCtxPopCurrent_v2,
+    cuCtxSetCurrent, cuCtxSynchronize, cuDevResourceGenerateDesc, cuDeviceGetDevResource,
+    cuEventCreate, cuEventDestroy_v2, cuEventRecord, cuGreenCtxCreate, cuGreenCtxDestroy,
+    cuLaunchKernel, cuLibraryGetModule, cuLibraryLoadData, cuLibraryUnload, cuMemFree_v2,
+    cuModuleGetFunction, cuModuleLoadData, cuModuleUnload, cuStreamCreate, cuStreamDestroy_v2,
 };
 use crate::family::classic::Classic;
 use crate::stage::{Case, Done, GRANULE, Stage, Stop, info, need};
 use crate::types::{DeviceResource, NOTHING};
 use crate::way::Way;
 
-const PTX: &str = concat!(
+/// The project's kernels.
+pub const PTX: &str = concat!(
     include_str!("../../../../simulator/kernels/spillway.ptx"),
     "\0"
 );
@@ -210,20 +210,35 @@ pub fn green(stage: &Stage) {
     });
 }
 
-/// Launches a kernel that does nothing for long, so that the module is really loaded.
-fn launch(module: Handle) -> Code {
+/// A function of a module.
+///
+/// # Errors
+/// The driver's refusal.
+pub fn function(module: Handle, name: &str) -> Result<Handle, Code> {
     let mut function = 0;
-    let code = cuModuleGetFunction(&mut function, module, c"spin_ns".as_ptr());
-    if !code.is_ok() {
-        return code;
-    }
-    let time = 1u64;
-    let values = [(&raw const time).cast::<c_void>()];
+    let name = CString::new(name).unwrap_or_default();
+    cuModuleGetFunction(&mut function, module, name.as_ptr()).then(function)
+}
+
+/// Launches one thread with numbers for parameters, and waits for it.
+pub fn start(function: Handle, numbers: &[u64]) -> Code {
+    let values: Vec<*const c_void> = numbers
+        .iter()
+        .map(|n| std::ptr::from_ref(n).cast())
+        .collect();
     let code = cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, 0, values.as_ptr(), NOTHING);
     if code.is_ok() {
         cuCtxSynchronize()
     } else {
         code
+    }
+}
+
+/// Launches a kernel that does nothing for long, so that the module is really loaded.
+pub fn launch(module: Handle) -> Code {
+    match function(module, "spin_ns") {
+        Ok(function) => start(function, &[1]),
+        Err(code) => code,
     }
 }
 
@@ -285,58 +300,6 @@ pub fn modules(stage: &Stage) {
                 cuLibraryUnload,
             )
         });
-    }
-}
-
-/// Stacks, heaps and buffers that a context's limits make grow.
-pub fn limits(stage: &Stage) {
-    for (name, limit, values) in [
-        ("stack", 0, &[4 << 10, 64 << 10, 512 << 10][..]),
-        ("printf buffer", 1, &[16 << 20, 128 << 20, 600 << 20]),
-        ("malloc heap", 2, &[32 << 20, 128 << 20, 400 << 20]),
-    ] {
-        for full in [false, true] {
-            let when = if full { " when all is taken" } else { "" };
-            stage.case(&format!("{name}{when}"), |case| {
-                let mut before = 0;
-                need(cuCtxGetLimit(&mut before, limit), "cuCtxGetLimit")?;
-                let all = info().0 / GRANULE * GRANULE;
-                let ballast = if full && all > 0 {
-                    Classic.take(all).ok()
-                } else {
-                    None
-                };
-                for &value in values {
-                    let code = cuCtxSetLimit(limit, value);
-                    if code.is_missing() {
-                        return Err(Stop::Skip(format!(
-                            "cuCtxSetLimit: the driver answers {}",
-                            code.0
-                        )));
-                    }
-                    // A value that the driver does not like is its own matter (1).
-                    if !code.is_ok() && code.0 != 1 {
-                        case.refusal(code, "cuCtxSetLimit");
-                    }
-                    let mut module = 0;
-                    if cuModuleLoadData(&mut module, PTX.as_ptr().cast()).is_ok() {
-                        let launched = launch(module);
-                        if !launched.is_ok() {
-                            case.refusal(launched, "a launch after cuCtxSetLimit");
-                        }
-                        case.top();
-                        cuModuleUnload(module);
-                    }
-                    case.top();
-                }
-                if let Some(at) = ballast {
-                    cuMemFree_v2(at);
-                }
-                cuCtxSetLimit(limit, before);
-                // The driver may keep what it once took for a stack; it keeps counting it.
-                Ok(())
-            });
-        }
     }
 }
 

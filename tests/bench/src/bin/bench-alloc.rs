@@ -3,13 +3,13 @@
 //! Cases: SIZE_THREADS, allocated and freed at once, again and again: up to 1 MiB beside the driver's own
 //! `cuMemAlloc`, from 64 MiB on beside the driver's own steps for mapped memory. `first_SIZE`: the first of
 //! its size in a process. `near_limit_SIZE_1`: with 4 MiB left. `refused_1`: more than is left. `live_N`:
-//! one of N freed and made anew.
+//! allocated and freed while N others live. `churn_N`: of N, any one freed and made anew.
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use spillway_bench::alloc::{BesideMapping, Crowd, GRANULE, Pair, Refused, allocate, free, told};
 use spillway_bench::figures::{Figure, Report, Summary};
 use spillway_bench::options::Options;
@@ -27,6 +27,9 @@ struct Command {
     /// Live allocations of 4 KiB in the case of many.
     #[arg(long, default_value_t = 100_000)]
     live: usize,
+    /// Before the names of cases from 64 MiB on, instead of what --prefix says.
+    #[arg(long, value_name = "PREFIX")]
+    prefix_mapped: Option<String>,
     /// Allocates each size once, one side after the other, prints the times, and ends.
     #[arg(long, hide = true)]
     first: Option<u32>,
@@ -43,14 +46,14 @@ const MAPPED: usize = 64 << 20;
 
 fn main() -> Result<()> {
     let command = Command::parse();
-    let device = Device::start()?;
     if let Some(number) = command.first {
-        return first(&device, number);
+        return first(&Device::start()?, number);
     }
-    let mut common = Map::new();
-    common.insert("driver".into(), json!(device.name));
-    common.insert("driver_version".into(), json!(device.version));
-    common.insert("replaced".into(), json!(device.both.replaced));
+    // Before this process uses CUDA: some preload libraries let one at a time.
+    let wanted = command.options.wants("first") && command.processes > 0;
+    let firsts = wanted.then(|| firsts(&command));
+    let device = Device::start()?;
+    let common = device.describe();
     let options = &command.options;
     let report = Report {
         bench: "alloc",
@@ -63,33 +66,45 @@ fn main() -> Result<()> {
         report,
         command: &command,
     };
+    let mapped = command.prefix_mapped.clone();
+    let mapped = Report {
+        prefix: mapped.unwrap_or_else(|| bench.report.prefix.clone()),
+        ..bench.report.clone()
+    };
+    let mapped = Bench {
+        report: mapped,
+        ..bench.clone()
+    };
     let mut failed = 0;
     let mut attempt = |case: &str, run: &dyn Fn() -> Result<()>| {
         if let Err(why) = run() {
-            bench.report.skipped(case, &format!("failed: {why:#}"));
-            failed += 1;
+            failed += i32::from(bench.report.failed(case, &why));
         }
     };
     for (name, bytes) in SIZES {
         for threads in [1, 2] {
             let case = format!("{name}_{threads}");
             if options.wants(&case) {
+                let bench = if bytes < MAPPED { &bench } else { &mapped };
                 attempt(&case, &|| bench.repeated(&case, bytes, threads));
             }
         }
     }
-    if options.wants("live") {
+    if options.wants("live") || options.wants("churn") {
         attempt("live", &|| bench.many_live());
     }
     if options.wants("near_limit") {
         attempt("near_limit", &|| bench.near_limit());
     }
-    if options.wants("first") && command.processes > 0 {
-        attempt("first", &|| bench.firsts());
+    match firsts {
+        Some(Ok(times)) => bench.print_firsts(times),
+        Some(Err(why)) => attempt("first", &|| bail!("{why:#}")),
+        None => {}
     }
     std::process::exit(i32::from(failed > 0));
 }
 
+#[derive(Clone)]
 struct Bench<'a> {
     device: &'a Device,
     report: Report,
@@ -170,7 +185,8 @@ impl Bench<'_> {
             self.report.skipped("live", &why);
             return Ok(());
         }
-        let mut times = [[vec![], vec![]], [vec![], vec![]]];
+        // By what is done, how many live, and side.
+        let mut times: [[[Vec<f64>; 2]; 2]; 2] = Default::default();
         let both = &self.device.both;
         let mut crowds = [
             Crowd::new(&both.direct, BYTES),
@@ -185,40 +201,47 @@ impl Bench<'_> {
                     // What was just made lies in the caches.
                     ensure!(crowd.churn(2000) == 0, "a call failed");
                 }
-                for _ in 0..50 {
+                for round in 0..100 {
                     for (side, crowd) in crowds.iter_mut().enumerate() {
+                        let what = round % 2;
                         let start = Instant::now();
-                        let code = crowd.churn(CALLS);
+                        let code = if what == 0 {
+                            crowd.pairs(CALLS)
+                        } else {
+                            crowd.churn(CALLS)
+                        };
                         let took = start.elapsed().as_secs_f64() * 1e9;
                         ensure!(code == 0, "a call answers {code}");
-                        times[side][which].push(took / f64::from(CALLS));
+                        times[what][which][side].push(took / f64::from(CALLS));
                     }
                 }
             }
             turns += 1;
         }
-        let of = |side: usize, which: usize| Summary::of(times[side][which].clone());
-        for (which, count) in [FEW, many].into_iter().enumerate() {
-            let (direct, hooked) = (of(0, which), of(1, which));
+        for (what, name) in ["live", "churn"].into_iter().enumerate() {
+            let of = |which: usize, side: usize| Summary::of(times[what][which][side].clone());
+            for (which, count) in [FEW, many].into_iter().enumerate() {
+                let (direct, hooked) = (of(which, 0), of(which, 1));
+                self.report.print(&Figure {
+                    case: &format!("{name}_{count}"),
+                    metric: "ns",
+                    unit: "ns",
+                    value: hooked.median,
+                    baseline: Some(direct.median),
+                    quartiles: Some((hooked.low, hooked.high)),
+                    more: json!({ "beside": "cuMemAlloc and cuMemFree", "turns": turns }),
+                });
+            }
             self.report.print(&Figure {
-                case: &format!("live_{count}"),
-                metric: "ns",
-                unit: "ns",
-                value: hooked.median,
-                baseline: Some(direct.median),
-                quartiles: Some((hooked.low, hooked.high)),
-                more: json!({ "beside": "cuMemAlloc and cuMemFree", "turns": turns }),
+                case: &format!("{name}_{many}"),
+                metric: "ratio",
+                unit: "ratio",
+                value: of(1, 1).median / of(0, 1).median,
+                baseline: Some(of(1, 0).median / of(0, 0).median),
+                quartiles: None,
+                more: json!({ "beside": format!("with {FEW}; the baseline is the driver's own ratio") }),
             });
         }
-        self.report.print(&Figure {
-            case: &format!("live_{many}"),
-            metric: "ratio",
-            unit: "ratio",
-            value: of(1, 1).median / of(1, 0).median,
-            baseline: Some(of(0, 1).median / of(0, 0).median),
-            quartiles: None,
-            more: json!({ "beside": format!("with {FEW}; the baseline is the driver's own ratio") }),
-        });
         Ok(())
     }
 
@@ -258,30 +281,7 @@ impl Bench<'_> {
         done
     }
 
-    /// In processes of their own, since there is one first.
-    fn firsts(&self) -> Result<()> {
-        let mut times: Vec<[Vec<f64>; 2]> = SIZES.iter().map(|_| [vec![], vec![]]).collect();
-        let began = Instant::now();
-        let mut processes = 0;
-        while processes < self.command.processes
-            && (processes < 2 || began.elapsed() < self.plan().budget * 4)
-        {
-            let output = std::process::Command::new(std::env::current_exe()?)
-                .args(["--first", &processes.to_string()])
-                .output()?;
-            ensure!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr).trim().to_owned()
-            );
-            let lines: Value = serde_json::from_slice(&output.stdout).context("its output")?;
-            for (times, pair) in times.iter_mut().zip(lines.as_array().context("a list")?) {
-                for (side, times) in times.iter_mut().enumerate() {
-                    times.extend(pair[side].as_f64());
-                }
-            }
-            processes += 1;
-        }
+    fn print_firsts(&self, times: Firsts) {
         for ((name, _), [direct, hooked]) in SIZES.iter().zip(times) {
             let case = format!("first_{name}");
             if direct.is_empty() || hooked.is_empty() {
@@ -289,6 +289,7 @@ impl Bench<'_> {
                     .skipped(&case, "too little is free to the program");
                 continue;
             }
+            let processes = hooked.len();
             let added = direct.iter().zip(&hooked).map(|(d, h)| h - d).collect();
             let (direct, hooked, added) =
                 (Summary::of(direct), Summary::of(hooked), Summary::of(added));
@@ -305,8 +306,34 @@ impl Bench<'_> {
                 }),
             });
         }
-        Ok(())
     }
+}
+
+/// Nanoseconds of the first allocation of each size, the driver's own and the program's, of each process.
+type Firsts = Vec<[Vec<f64>; 2]>;
+
+/// In processes of their own, since there is one first.
+fn firsts(command: &Command) -> Result<Firsts> {
+    let mut times: Firsts = SIZES.iter().map(|_| [vec![], vec![]]).collect();
+    let began = Instant::now();
+    let mut processes = 0;
+    while processes < command.processes
+        && (processes < 2 || began.elapsed() < command.options.budget() * 4)
+    {
+        let output = std::process::Command::new(std::env::current_exe()?)
+            .args(["--first", &processes.to_string()])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", said.trim());
+        let lines: Value = serde_json::from_slice(&output.stdout).context("its output")?;
+        for (times, pair) in times.iter_mut().zip(lines.as_array().context("a list")?) {
+            for (side, times) in times.iter_mut().enumerate() {
+                times.extend(pair[side].as_f64());
+            }
+        }
+        processes += 1;
+    }
+    Ok(times)
 }
 
 /// Prints `[[driver's own, program's], ...]` in nanoseconds per size; an empty pair where it did not fit.

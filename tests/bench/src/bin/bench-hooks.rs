@@ -3,6 +3,7 @@
 //! Cases: NAME_THREADS, and NAME_wc_1 where each call follows stores past the caches, as after a driver's
 //! doorbell. `control` calls the driver on both sides: what it shows is this bench's own error.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 
 use anyhow::{Result, ensure};
@@ -20,36 +21,44 @@ use spillway_bench::{callgrind, steps};
 struct Command {
     #[command(flatten)]
     options: Options,
-    /// Only counts, for callgrind: run under `valgrind --tool=callgrind --collect-atstart=no`, and read
-    /// the parts of its output, called "CASE baseline" and "CASE subject": this many calls each.
-    #[arg(long, value_name = "CALLS")]
-    callgrind: Option<u32>,
+    /// Does not count once more by valgrind.
+    #[arg(long)]
+    no_valgrind: bool,
+    /// Only counts, under callgrind, into parts called "CASE baseline" and "CASE subject".
+    #[arg(long, hide = true)]
+    callgrind: bool,
     /// Only counts, by single steps, and prints `{"CASE": [baseline, subject], ...}`.
     #[arg(long, hide = true)]
     steps: bool,
 }
 
+/// Calls of each side under callgrind; fewer than a device queues.
+const CALLGRIND_CALLS: u32 = 500;
+
 fn main() -> Result<()> {
     let command = Command::parse();
+    if command.callgrind || command.steps {
+        let device = Device::start()?;
+        let kernel = device.kernel()?;
+        return if command.steps {
+            count_by_steps(&device, kernel, &command.options)
+        } else {
+            count_for_callgrind(&device, kernel, &command.options)
+        };
+    }
+    // Before this process uses CUDA: some preload libraries let one at a time.
+    let counts = counts(&command.options);
+    let only = ["--callgrind", "--only", &command.options.only.join(",")].map(str::to_owned);
+    let by_valgrind = (!command.no_valgrind).then(|| callgrind::run_again(&only));
     let device = Device::start()?;
     let kernel = device.kernel()?;
-    if let Some(calls) = command.callgrind {
-        return count_for_callgrind(&device, kernel, &command.options, calls);
-    }
-    if command.steps {
-        return count_by_steps(&device, kernel, &command.options);
-    }
-    let mut common = Map::new();
-    common.insert("driver".into(), json!(device.name));
-    common.insert("driver_version".into(), json!(device.version));
-    common.insert("replaced".into(), json!(device.both.replaced));
+    let common = device.describe();
     let report = Report {
         bench: "hooks",
         json: command.options.json,
         prefix: command.options.prefix.clone(),
         common,
     };
-    let counts = counts(&command.options);
     let mut failed = 0;
     for (call, name) in CALLS {
         for (threads, combined) in [(1, false), (2, false), (1, true)] {
@@ -71,11 +80,13 @@ fn main() -> Result<()> {
                 threads,
                 combined,
             ) {
-                report.skipped(&case, &format!("failed: {why:#}"));
-                failed += 1;
+                failed += i32::from(report.failed(&case, &why));
             }
             if threads == 1 && !combined {
                 print_count(&report, &case, &counts);
+                if let Some(counts) = &by_valgrind {
+                    print_callgrind(&report, &case, counts);
+                }
             }
         }
     }
@@ -152,6 +163,31 @@ fn print_count(report: &Report, case: &str, counts: &Result<Value>) {
     });
 }
 
+fn print_callgrind(report: &Report, case: &str, counts: &Result<HashMap<String, u64>>) {
+    let counts = match counts {
+        Ok(counts) => counts,
+        Err(why) => return report.skipped(case, &format!("not counted by callgrind: {why:#}")),
+    };
+    let of = |side: &str| counts.get(&format!("{case} {side}"));
+    let (Some(&baseline), Some(&subject)) = (of("baseline"), of("subject")) else {
+        return report.skipped(
+            case,
+            "not counted by callgrind: it wrote nothing for this case",
+        );
+    };
+    #[allow(clippy::cast_precision_loss)]
+    let each = |count: u64| count as f64 / f64::from(CALLGRIND_CALLS);
+    report.print(&Figure {
+        case,
+        metric: "added_instructions_callgrind",
+        unit: "instructions",
+        value: each(subject) - each(baseline),
+        baseline: Some(each(baseline)),
+        quartiles: None,
+        more: json!({ "with": each(subject), "calls": CALLGRIND_CALLS }),
+    });
+}
+
 #[allow(clippy::print_stdout)]
 fn count_by_steps(device: &Device, kernel: *mut std::ffi::c_void, options: &Options) -> Result<()> {
     let mut counts = Map::new();
@@ -197,7 +233,6 @@ fn count_for_callgrind(
     device: &Device,
     kernel: *mut std::ffi::c_void,
     options: &Options,
-    calls: u32,
 ) -> Result<()> {
     for (call, name) in CALLS {
         let case = format!("{name}_1");
@@ -209,7 +244,7 @@ fn count_for_callgrind(
             hooks.run(side, 3);
             hooks.settle();
             let label = CString::new(format!("{case} {label}"))?;
-            callgrind::counted(&label, || _ = hooks.run(side, calls));
+            callgrind::counted(&label, || _ = hooks.run(side, CALLGRIND_CALLS));
             hooks.settle();
         }
     }

@@ -1,0 +1,232 @@
+//! What a context will take for a program's functions once they run, and nobody could refuse then: stacks that
+//! grow with a kernel's local memory, and the heap of `malloc`.
+//!
+//! A function is found before it is launched. What its launch would take has to fit at that moment, or finding it
+//! is out of memory; before an allocation comes near the limit, it is taken, measured, and so in the account.
+//! The heap is taken at once: its module makes the driver take it for good.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use spillway_protocol::GRANULE;
+
+use crate::driver::{Status, call};
+use crate::lock;
+use crate::runtime::Runtime;
+use crate::vmm;
+
+/// `CU_LIMIT_STACK_SIZE`, `CU_LIMIT_PRINTF_FIFO_SIZE`, `CU_LIMIT_MALLOC_HEAP_SIZE`,
+/// `CU_LIMIT_DEV_RUNTIME_PENDING_LAUNCH_COUNT`.
+const STACK: u32 = 0;
+const PRINTF: u32 = 1;
+const HEAP: u32 = 2;
+const PENDING: u32 = 4;
+/// `CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES`.
+const LOCAL_BYTES: u32 = 3;
+/// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`, `CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR`.
+const MULTIPROCESSORS: u32 = 16;
+const THREADS_EACH: u32 = 39;
+/// What the driver takes for one more pending launch is not published; more than this is not expected.
+const LAUNCH_BYTES: u64 = 8 << 10;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// The local memory of a thread, in bytes, that functions of a context have more than its stack.
+    stacks: Mutex<HashMap<usize, u64>>,
+    any_stack: AtomicBool,
+    /// Code that may call `malloc` has been loaded.
+    heap_used: AtomicBool,
+    /// Contexts whose heap is taken.
+    heaps: Mutex<BTreeSet<usize>>,
+}
+
+/// A limit of the current context.
+fn limit(which: u32) -> u64 {
+    let mut value = 0;
+    // SAFETY: the driver fills one integer.
+    let known = unsafe { call::cuCtxGetLimit(&raw mut value, which) }.is_success();
+    if known { value as u64 } else { 0 }
+}
+
+fn set_limit(which: u32, value: u64) -> Status {
+    let Ok(value) = usize::try_from(value) else {
+        return Status::OUT_OF_MEMORY;
+    };
+    // SAFETY: no pointers are involved.
+    unsafe { call::cuCtxSetLimit(which, value) }
+}
+
+/// Whether PTX text calls the heap's functions; machine code does not say.
+fn text_uses_heap(text: &[u8]) -> bool {
+    text.windows(6).any(|word| word == b"malloc")
+}
+
+impl Runtime {
+    /// Bytes that stacks take which are so much larger: one for each thread that the device holds.
+    fn stacks(&self, device: usize, larger: u64) -> u64 {
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: the driver fills one integer.
+            let asked = unsafe {
+                call::cuDeviceGetAttribute(&raw mut value, which, self.devices[device].ordinal)
+            };
+            let value = if asked.is_success() { value } else { 0 };
+            u64::try_from(value).unwrap_or(0)
+        };
+        (attribute(MULTIPROCESSORS) * attribute(THREADS_EACH)).saturating_mul(larger)
+    }
+
+    /// Bytes that a limit of a context will take beyond what it takes now.
+    pub fn limit_growth(&self, device: usize, which: u32, before: u64, value: u64) -> u64 {
+        let more = value.saturating_sub(before);
+        match which {
+            STACK => self.stacks(device, more),
+            // The heap is taken later; one that has no room cannot be used.
+            PRINTF | HEAP => more,
+            PENDING => more.saturating_mul(LAUNCH_BYTES),
+            _ => 0,
+        }
+    }
+
+    /// Code is loaded. `image`: the text, if it is PTX and not machine code.
+    ///
+    /// Machine code may use the heap. Only where the program has asked for another size than the driver's own
+    /// is it taken to do so: that size may be anything.
+    pub fn code_loaded(&self, image: Option<&[u8]>) {
+        /// The size that a context has by itself.
+        const BY_ITSELF: u64 = 8 << 20;
+        let uses = match image {
+            Some(text) => text_uses_heap(text),
+            None => limit(HEAP) > BY_ITSELF,
+        };
+        if uses {
+            self.standing.heap_used.store(true, SeqCst);
+        }
+    }
+
+    /// Bytes that the heap of a context, which is current, will take with the next function, if that uses it.
+    pub fn heap_to_come(&self, context: usize) -> u64 {
+        if !self.standing.heap_used.load(SeqCst) || lock(&self.standing.heaps).contains(&context) {
+            return 0;
+        }
+        let size = limit(HEAP);
+        // What is taken cannot be set any more, also to what it is.
+        if set_limit(HEAP, size) == Status::INVALID_VALUE {
+            lock(&self.standing.heaps).insert(context);
+            return 0;
+        }
+        size
+    }
+
+    /// The program has found a function in the current context.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` if what its launch would take does not fit.
+    pub fn stands(&self, function: usize) -> Result<(), Status> {
+        if self.session.is_none() {
+            return Ok(());
+        }
+        let Ok((context, device)) = self.current() else {
+            return Ok(());
+        };
+        let heap = self.heap_to_come(context);
+        if heap > 0 {
+            let load = || {
+                // SAFETY: a function that the driver has just named.
+                unsafe { call::cuFuncLoad(function as *mut _) }
+            };
+            // What has been taken stays; the check before it is what counts.
+            self.taking_overhead(device, heap.saturating_add(GRANULE), load, || {})
+                .ok()?;
+            self.measure_now();
+            self.heap_to_come(context);
+        }
+        let mut local = 0;
+        // SAFETY: as above; the driver fills one integer.
+        let asked =
+            unsafe { call::cuFuncGetAttribute(&raw mut local, LOCAL_BYTES, function as *mut _) };
+        let local = u64::try_from(local).unwrap_or(0);
+        let stack = limit(STACK);
+        if !asked.is_success() || local <= stack {
+            return Ok(());
+        }
+        let more = self.stacks(device, local - stack);
+        if !self.fits_overhead(device, more) {
+            return Err(Status::OUT_OF_MEMORY);
+        }
+        let mut stacks = lock(&self.standing.stacks);
+        let known = stacks.entry(context).or_default();
+        *known = local.max(*known);
+        self.standing.any_stack.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Bytes that stacks on a device will still grow by, with the contexts concerned.
+    pub fn stacks_to_come(&self, device: usize) -> u64 {
+        if !self.standing.any_stack.load(SeqCst) {
+            return 0;
+        }
+        let known: Vec<(usize, u64)> = lock(&self.standing.stacks)
+            .iter()
+            .map(|(&context, &local)| (context, local))
+            .collect();
+        let here = |context| lock(&self.contexts).device_of(context) == Some(device);
+        known
+            .into_iter()
+            .filter(|&(context, _)| here(context))
+            .map(|(context, local)| {
+                let has = vmm::in_context(context, || Ok(limit(STACK))).unwrap_or(u64::MAX);
+                self.stacks(device, local.saturating_sub(has))
+            })
+            .sum()
+    }
+
+    /// Lets stacks on a device grow now to what functions have asked for.
+    pub fn grow_stacks(&self, device: usize) {
+        let known: Vec<(usize, u64)> = lock(&self.standing.stacks)
+            .iter()
+            .map(|(&context, &local)| (context, local))
+            .collect();
+        for (context, local) in known {
+            if lock(&self.contexts).device_of(context) != Some(device) {
+                continue;
+            }
+            let grown = self.using(context, || {
+                vmm::in_context(context, || {
+                    if limit(STACK) >= local {
+                        Ok(())
+                    } else {
+                        set_limit(STACK, local).ok()
+                    }
+                })
+            });
+            if let Some(Ok(())) = grown {
+                let mut stacks = lock(&self.standing.stacks);
+                if stacks.get(&context) == Some(&local) {
+                    stacks.remove(&context);
+                }
+                self.standing.any_stack.store(!stacks.is_empty(), SeqCst);
+            }
+        }
+    }
+
+    /// A context has ended.
+    pub fn standing_gone(&self, context: usize) {
+        lock(&self.standing.heaps).remove(&context);
+        lock(&self.standing.stacks).remove(&context);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_says_whether_it_calls_the_heap() {
+        assert!(text_uses_heap(b"call.uni (r), malloc, (n);"));
+        assert!(!text_uses_heap(b".entry fill() { ret; }"));
+        assert!(!text_uses_heap(b""));
+    }
+}
