@@ -4,7 +4,7 @@
     bench-serve.py --base ARCHIVE [--json] [--out DIR] [--scenario FILE] [--rounds N] [--smoke] [PART ...]
 
 Run by scripts/bench and gpu-check. The scenario's sizes and rates are in a file; bench_model.py computes from them
-what must come out. Every round measures all sides in turn, so that each ratio has its baseline of the same round.
+what must come out. Every round measures all sides in turn, so that each ratio has its baseline of the same round. The disk is modelled also on a GPU.
 
 Parts and cases:
   spread  MODE_cN: a server at N clients. alone: without Spillway, the device to itself; static: request = limit;
@@ -218,7 +218,8 @@ def turns(run):
                 if spare == 0:  # the one device there is
                     for one in two:
                         machine.move(one.name, "evict")
-                for name, more in (("cold", {"bare": True, "device": spare}), ("cold_spillway", {"request": nbytes // 8, "limit": quota["limit"]})):
+                sides = [("cold", {"bare": True, "device": spare}), ("cold_spillway", {"request": nbytes // 8, "limit": quota["limit"]})]
+                for name, more in sides if number % 2 else reversed(sides):
                     if name == "cold_spillway":
                         for one in two:
                             machine.move(one.name, "evict")
@@ -255,7 +256,8 @@ def turns(run):
     add, first = run.figures.add, run.serving.lasts(1, 1) + run.serving.linger
     one_by_one = model.swap(held, held, run.link["out"], run.link["in"]) + first
     overlapped = model.swap_overlapped(held, held, run.link["out"], run.link["in"], run.link["both"]) + first
-    cold_computed = model.cold_start(nbytes, run.disk, run.serving)
+    # On the simulator a process starts at once, as far as the rates go; on a GPU its start is measured.
+    cold_computed = model.cold_start(nbytes, run.disk, run.serving) + (0 if SIMULATED else mid(answers["start"]))
     swaps = [mid(r) for r in answers["swap"]]
     add("swap_in", "first_answer", [v for r in answers["swap"] for v in r], "s", computed=one_by_one, computed_overlapped=overlapped,
         last_out_seconds=out_s, last_in_seconds=in_s)
@@ -323,12 +325,22 @@ def trio(run):
     report("consolidated_control", [s["weights_control"]] * 3, s["passes_control"], CONTROL)
 
 
+def scaled(value, factor):
+    """The scenario with all its sizes so many times as large."""
+    if isinstance(value, dict):
+        return {key: scaled(inner, factor) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [scaled(inner, factor) for inner in value]
+    return f"{int(value[:-3]) * factor}MiB" if isinstance(value, str) and value.endswith("MiB") and value[:-3].isdigit() else value
+
+
 def main():
     ap = argparse.ArgumentParser(prog="bench-serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--base", type=Path, required=True, help="an unpacked archive, or what is laid out like one")
     ap.add_argument("--out", type=Path, help="folder for logs and serve.json [a temporary one]")
     ap.add_argument("--scenario", type=Path, help=f"[{SCENARIO} beside the kernels of the archive, or in tests/bench/scenarios]")
     ap.add_argument("--json", action="store_true", help="a JSON object per figure and line")
+    ap.add_argument("--scale", type=int, default=1 if SIMULATED else 8, help="all sizes times this [1 on the simulator, else 8]")
     ap.add_argument("--rounds", type=int, help="[the scenario's]")
     ap.add_argument("--smoke", action="store_true", help="a few seconds of each part, nothing is judged")
     ap.add_argument("--seconds", type=float, default=530, help="ends after these, whatever happens [530]")
@@ -347,6 +359,7 @@ def main():
     if a.smoke:
         for key, value in scenario["smoke"].items():
             scenario[key] = {**scenario[key], **value} if isinstance(value, dict) else value
+    scenario = scaled(scenario, a.scale)
     folder = Path(tempfile.mkdtemp(prefix="spillway-serve.", dir="/tmp"))
     a.out = (a.out or folder / "logs").resolve()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -363,7 +376,7 @@ def main():
                 failed.append(f"{part}: {why}")
                 print(f"bench-serve: {part}: {why}", file=sys.stderr, flush=True)
             print(f"bench-serve: {part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        (a.out / "serve.json").write_text(json.dumps({"scenario": scenario, "figures": figures.lines, "failed": failed}, indent=1) + "\n")
+        figures.write(a.out / "serve.json", failed, scenario=scenario)
     finally:
         if failed and a.out.is_relative_to(folder):
             print(f"bench-serve: logs are in {a.out}", file=sys.stderr)

@@ -181,6 +181,7 @@ def main():
         print(f"bench-swap: {why}", file=sys.stderr, flush=True)
     finally:
         (folder / "weights").unlink(missing_ok=True)
+        figures.write(a.out / "swap.json", failed)
         if failed and a.out.is_relative_to(folder):
             print(f"bench-swap: logs are in {a.out}", file=sys.stderr)
         else:

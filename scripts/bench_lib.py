@@ -31,10 +31,10 @@ def size(text):
 
 
 def quartiles(values):
-    """(low, median, high): the values themselves where there are few."""
+    """(low, median, high): a quarter of the values, rounded down, is below and above; of up to four none is."""
     values = sorted(values)
-    at = lambda part: values[(len(values) - 1) * part // 4]
-    return at(1), statistics.median(values), at(3)
+    outside = (len(values) - 1) // 4
+    return values[outside], statistics.median(values), values[-1 - outside]
 
 
 class Figures:
@@ -65,6 +65,10 @@ class Figures:
         line |= {**more, **self.common}
         self.lines.append(line)
         print(json.dumps(line) if self.json else self.row(line), flush=True)
+
+    def write(self, path, failed, **more):
+        """All of them, as one file."""
+        path.write_text(json.dumps({**more, "figures": self.lines, "failed": failed}, indent=1) + "\n")
 
     @staticmethod
     def row(line):

@@ -85,33 +85,29 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// Answers that come so close together were in one batch.
-const TOGETHER: Duration = Duration::from_millis(2);
-
-/// Over all but the first `skip` answers and those that came together with the last of them, in the order in which
-/// they came: a batch that is counted in part would be counted as too fast.
-fn report(mut all: Answers, mut skip: usize) -> Value {
-    all.sort_by_key(|one| one.at);
-    while (1..all.len() / 2).contains(&skip) && all[skip].at - all[skip - 1].at < TOGETHER {
-        skip += 1;
-    }
-    let counted = all.get(skip..).unwrap_or_default();
-    let (Some(begin), Some(end)) = (
-        skip.checked_sub(1).and_then(|at| all.get(at)),
-        counted.last(),
-    ) else {
-        return json!({"requests": 0});
+/// Over all answers but each client's first. A client's rate is counted from the end of its first answer to the end
+/// of its last, and the rates are added: batches that end together are never counted in part, as in one window for
+/// all.
+fn report(clients: &[Answers]) -> Value {
+    #[expect(clippy::cast_precision_loss, reason = "few")]
+    let rate = |answers: &Answers| -> Option<f64> {
+        let (first, last) = (answers.first()?, answers.last()?);
+        Some((answers.len() - 1) as f64 / last.at.duration_since(first.at).as_secs_f64())
     };
-    let seconds = end.at.duration_since(begin.at).as_secs_f64();
+    let counted: Vec<&Answered> = clients.iter().flat_map(|one| one.iter().skip(1)).collect();
     let took = sorted(counted.iter().map(|one| one.took));
     let first = sorted(counted.iter().map(|one| one.first));
-    #[expect(clippy::cast_precision_loss, reason = "few")]
-    let count = counted.len() as f64;
+    let all = || clients.iter().flatten();
+    let end = all().map(|one| one.at).max();
+    let begin = all()
+        .map(|one| one.at - Duration::from_secs_f64(one.took))
+        .min();
     json!({
-        "requests": counted.len(), "seconds": seconds, "throughput": count / seconds,
+        "requests": counted.len(), "throughput": clients.iter().filter_map(rate).sum::<f64>(),
         "p50": percentile(&took, 50), "p99": percentile(&took, 99),
         "first_p50": percentile(&first, 50), "first_p99": percentile(&first, 99),
-        "batch_max": all.iter().map(|one| one.batch).max(),
+        "batch_max": all().map(|one| one.batch).max(),
+        "wall": end.zip(begin).map(|(end, begin)| end.duration_since(begin).as_secs_f64()),
     })
 }
 
@@ -143,17 +139,8 @@ fn main() -> anyhow::Result<()> {
         .iter()
         .filter_map(|result| result.as_ref().err().map(|why| format!("{why:#}")))
         .collect();
-    let all: Answers = results.into_iter().flatten().flatten().collect();
-    let wall = all.iter().map(|one| one.at).max();
-    let begin = all
-        .iter()
-        .map(|one| one.at - Duration::from_secs_f64(one.took))
-        .min();
-    let mut line = report(all, clients);
-    line["wall"] = json!(
-        wall.zip(begin)
-            .map(|(end, begin)| end.duration_since(begin).as_secs_f64())
-    );
+    let clients: Vec<Answers> = results.into_iter().flatten().collect();
+    let mut line = report(&clients);
     line["failures"] = json!(failures.len());
     line["error"] = json!(failures.first());
     println!("{line}");
@@ -174,38 +161,24 @@ mod tests {
     }
 
     #[test]
-    fn throughput_is_counted_from_the_end_of_the_first_pass() {
+    fn throughput_is_that_of_whole_batches() {
+        // Four clients, two in each batch of 100 ms: each is answered every 200 ms.
         let begin = Instant::now();
-        let all = (1..=30)
-            .map(|n| Answered {
-                at: begin + Duration::from_millis(100 * n),
-                took: 1.0,
-                first: 0.5,
-                batch: 2,
-            })
-            .collect();
-        let report = report(all, 10);
-        assert_eq!(report["requests"], 20);
+        let client = |offset: u64| -> Answers {
+            (1..=5)
+                .map(|pass| Answered {
+                    at: begin + Duration::from_millis(200 * pass - offset),
+                    took: 0.2,
+                    first: 0.15,
+                    batch: 2,
+                })
+                .collect()
+        };
+        let report = report(&[client(0), client(0), client(100), client(100)]);
+        assert_eq!(report["requests"], 16);
         let throughput = report["throughput"].as_f64().expect("a number");
-        assert!((throughput - 10.0).abs() < 1e-6, "{throughput}");
-    }
-
-    #[test]
-    fn no_batch_is_counted_in_part() {
-        let begin = Instant::now();
-        let all = (0..40)
-            .map(|n| Answered {
-                at: begin
-                    + Duration::from_millis(100 * (n / 4))
-                    + Duration::from_micros(50 * (n % 4)),
-                took: 1.0,
-                first: 0.5,
-                batch: 4,
-            })
-            .collect();
-        let report = report(all, 6);
-        assert_eq!(report["requests"], 32);
-        let throughput = report["throughput"].as_f64().expect("a number");
-        assert!((throughput - 40.0).abs() < 0.1, "{throughput}");
+        assert!((throughput - 20.0).abs() < 1e-6, "{throughput}");
+        let wall = report["wall"].as_f64().expect("a number");
+        assert!((wall - 1.1).abs() < 1e-6, "{wall}");
     }
 }
