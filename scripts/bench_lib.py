@@ -178,7 +178,7 @@ class Server:
         """Ends it, after its weights were checked once more."""
         if self.program.child.poll() is None:
             if check:
-                self.ask("infer")
+                self.ask("verify")
             self.ask("quit")
             try:
                 self.program.child.wait(10)

@@ -9,6 +9,7 @@
 //!     {"op":"infer"} -> {"ok":true,"checksum":"HEX","first_answer_seconds":S,"pointers_unchanged":true}
 //!     {"op":"stats"} -> {"ok":true,"requests":N,"weights_bytes":B,"free_bytes":F,"total_bytes":T,...}
 //!     {"op":"generate","steps":N} -> {"ok":true,"first_seconds":S,"seconds":S,"batch":N}
+//!     {"op":"verify"} -> {"ok":true,"checksum":"HEX"}: the weights on the device are those of the file
 //!     {"op":"quit"}  -> {"ok":true}, then the process ends with 0
 //!
 //! `infer` allocates the KV cache, runs a checksum kernel over all weights, writes and reads the cache, frees it.
@@ -17,7 +18,7 @@
 //!
 //! With `--step`, requests to `generate` are served in batches whose size memory alone decides
 //! ([`spillway_clients::batch`]); what a step computes is a kernel that takes as long. The weights are then not
-//! checked before the first request, so that a cold start is no longer than reading them; `infer` checks them.
+//! checked before the first request, so that a cold start is no longer than reading them; `verify` checks them.
 //! `--disk` makes reading the weights take as long as from a disk of that many bytes per second.
 
 use std::fs::File;
@@ -181,6 +182,12 @@ impl Server {
                 });
                 (answer, false)
             }
+            Some("verify") => {
+                let answer = self
+                    .verify()
+                    .unwrap_or_else(|error| json!({"ok": false, "error": format!("{error:#}")}));
+                (answer, false)
+            }
             Some("generate") => {
                 self.requests.fetch_add(1, SeqCst);
                 let steps = request.get("steps").and_then(Value::as_u64).unwrap_or(1);
@@ -197,7 +204,7 @@ impl Server {
             ),
             Some("quit") => (json!({"ok": true}), true),
             other => (
-                json!({"ok": false, "error": format!("unknown op {other:?}: infer, generate, stats or quit")}),
+                json!({"ok": false, "error": format!("unknown op {other:?}: infer, generate, verify, stats or quit")}),
                 false,
             ),
         }
@@ -229,6 +236,21 @@ impl Server {
             "ok": true, "name": self.args.name, "checksum": format!("{checksum:016x}"),
             "first_answer_seconds": first_answer, "pointers_unchanged": unmoved,
         }))
+    }
+
+    /// Whether the weights are those of the file; takes no memory for a cache.
+    fn verify(&self) -> anyhow::Result<Value> {
+        let weights = self
+            .weights
+            .as_ref()
+            .context("a cold server keeps no weights")?;
+        let checksum = weights.on_device(&self.device, &self.device.stream()?)?;
+        ensure!(
+            checksum == weights.checksum,
+            "the weights' checksum is {checksum:016x}, in the file {:016x}",
+            weights.checksum
+        );
+        Ok(json!({"ok": true, "checksum": format!("{checksum:016x}")}))
     }
 
     /// Queues a request and waits for its end.
