@@ -279,6 +279,7 @@ impl Daemon {
         if self.claims.end(id) {
             self.sample_soon();
         }
+        self.overheads.retain(|(of, _), _| *of != id);
         self.sampler.targets.lock().remove(&id);
         self.refreshing
             .retain(|refreshing| refreshing.session != id);

@@ -172,6 +172,7 @@ impl Daemon {
             returning: Vec::new(),
             refreshing: Vec::new(),
             sample_again: Nanos::MAX,
+            overheads: Default::default(),
             refused: std::collections::BTreeMap::new(),
             auditor: Auditor::start(waker.clone())?,
             adopting_until: (in_use && window > 0).then(|| started + window),

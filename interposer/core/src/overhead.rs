@@ -76,6 +76,10 @@ impl Runtime {
     pub fn measure_now(&self) {
         if let Some(session) = &self.session {
             self.overhead.stale.store(false, SeqCst);
+            for device in 0..self.devices.len() {
+                // What they gave back since somebody looked would be missing from what the driver shows.
+                self.look_at_stores(device);
+            }
             session.refresh(true);
             self.overhead
                 .measured
@@ -100,6 +104,18 @@ impl Runtime {
             now.saturating_sub(self.overhead.measured.load(SeqCst))
         };
         self.overhead.imports.load(SeqCst) && age() > INHERIT_AGAIN
+    }
+
+    /// Whether this workload is beyond its limit on a device. It can be by memory that others
+    /// shared with it and that it was left with; then it gets no more of that kind either.
+    pub fn is_full(&self, device: usize) -> bool {
+        if self.session.is_none() {
+            return false;
+        }
+        if self.may_inherit() {
+            self.measure_now();
+        }
+        self.headroom(device) < 0
     }
 
     /// Measures if something may have changed since the last time.

@@ -184,6 +184,7 @@ pub(super) fn destroy_other(
     key: u64,
     destroy: impl FnOnce() -> Status,
 ) -> Status {
+    let _changing = runtime.changing();
     let (other, external) = {
         let mut handles = lock(&runtime.handles);
         (handles.take_other(key), handles.external_destroying(key))

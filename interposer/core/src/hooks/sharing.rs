@@ -3,6 +3,7 @@
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use std::sync::atomic::Ordering::SeqCst;
 
 use cudarc::driver::sys;
 
@@ -90,6 +91,12 @@ pub unsafe fn cuMemImportFromShareableHandle(
         // SAFETY: checked against null, written by the driver.
         let handle = unsafe { *handle };
         if let Some(device) = device_of_handle(runtime, handle) {
+            if runtime.is_full(device) {
+                runtime.observed.refused.fetch_add(1, SeqCst);
+                // SAFETY: imported above; the application has not been told of it.
+                let _ = unsafe { call::cuMemRelease(handle) };
+                return Status::OUT_OF_MEMORY;
+            }
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "a descriptor, passed as a pointer"
@@ -221,6 +228,7 @@ fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
     {
         runtime.unhold(key);
     }
+    let _changing = closing.as_ref().map(|(runtime, _)| runtime.changing());
     let status = close();
     if let Some((runtime, closing)) = closing {
         if !status.is_success() {
