@@ -277,7 +277,8 @@ impl Runtime {
         if self.session.is_none() || self.headroom(device) >= signed(near) {
             return;
         }
-        if stacks > 0 {
+        // Not while a stream captures: the driver waits for the device.
+        if stacks > 0 && !self.glance.capturing() {
             let inside = gate::enter();
             self.grow_stacks(device);
             drop(inside);
