@@ -6,6 +6,7 @@ use core::mem::MaybeUninit;
 use std::sync::atomic::Ordering::SeqCst;
 
 use cudarc::driver::sys;
+use spillway_protocol::granules_up;
 
 use crate::driver::{Status, call};
 use crate::gate;
@@ -286,6 +287,8 @@ pub unsafe fn cuMemPoolImportPointer(
         Ok(0) => status,
         Ok(charged) => {
             let context = runtime.current().map_or(0, |(context, _)| context);
+            // In whole granules, as it is charged: what is smaller is given back as a part of one.
+            let charged = granules_up(charged);
             lock(&runtime.heap).add_driver((ptr, charged), device, context, 0, Place::Driver);
             status
         }
