@@ -16,8 +16,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 
-/// A trace ends before its file is larger than this.
+/// A trace ends before its file is larger than this, or than the process may write: the kernel ends one that
+/// tries.
 const BYTES_MAX: u64 = 1 << 30;
+static LIMIT: AtomicU64 = AtomicU64::new(BYTES_MAX);
 
 const NEW: u8 = 0;
 const OPENING: u8 = 1;
@@ -87,10 +89,22 @@ fn open() -> bool {
             return false;
         }
     };
+    LIMIT.store(allowed().min(BYTES_MAX), Relaxed);
     FILE.store(Box::into_raw(Box::new(file)), Release);
     let mut line = Line::new();
     line.head(VERSION, process());
     write(line.bytes())
+}
+
+/// How large a file of this process may be.
+fn allowed() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel fills one structure.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    if got == 0 { limit.rlim_cur } else { BYTES_MAX }
 }
 
 fn create(path: &[u8]) -> io::Result<OwnedFd> {
@@ -125,8 +139,11 @@ pub(super) fn write(line: &[u8]) -> bool {
         return false;
     };
     let length = line.len() as u64;
-    if WRITTEN.fetch_add(length, Relaxed) + length > BYTES_MAX {
-        end(format_args!("the file has reached {BYTES_MAX} bytes"));
+    let limit = LIMIT.load(Relaxed);
+    if WRITTEN.fetch_add(length, Relaxed) + length > limit {
+        end(format_args!(
+            "the file may not be larger than {limit} bytes"
+        ));
         return false;
     }
     let written = file.get().and_then(|file| {
