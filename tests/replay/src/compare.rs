@@ -224,7 +224,7 @@ mod tests {
             &[one.clone(), json!({"call": "cuX", "left_out": "why"})],
         );
         assert!(report.is_same() && report.played == 1 && report.left_out["cuX"].0 == 1);
-        report.look(&[one.clone()], &[]);
+        report.look(std::slice::from_ref(&one), &[]);
         assert!(!report.is_same());
     }
 }

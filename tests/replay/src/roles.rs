@@ -293,4 +293,25 @@ mod tests {
             assert!(!names.contains(from) && names.contains(to), "{from}");
         }
     }
+
+    /// A call whose arguments are counted wrong here would be left out.
+    #[test]
+    fn arguments_are_as_many_as_in_the_librarys_table() {
+        const ROWS: &str = include_str!("../../../interposer/core/src/table/rows.rs");
+        let mut count = 0;
+        for line in ROWS.lines() {
+            let Some((before, _)) = line.split_once(" = ") else {
+                continue;
+            };
+            let name = before.rsplit(' ').next().unwrap_or_default();
+            let Some((_, roles)) = find(name) else {
+                continue;
+            };
+            // Argument by argument: name, colon, type.
+            let arguments = line.rsplit_once('(').map_or("", |(_, arguments)| arguments);
+            assert_eq!(arguments.matches(": ").count(), roles.len(), "{name}");
+            count += 1;
+        }
+        assert!(count > 180, "{count} of the table's names were found");
+    }
 }

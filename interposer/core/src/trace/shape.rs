@@ -338,6 +338,11 @@ impl Argument for CUipcEventHandle {
     }
 }
 
+/// An argument as the address that it is.
+fn pointer<T>(word: u64) -> *const T {
+    core::ptr::with_exposed_provenance(usize::try_from(word).unwrap_or(0))
+}
+
 impl Shape {
     /// The shape of a call, from its arguments' names and types.
     pub(super) const fn of(arguments: &[(&str, usize, bool)]) -> Self {
@@ -357,7 +362,7 @@ impl Shape {
         let mut found = all.filter(|(kind, word)| **kind == Kind::InOut4 && **word != 0);
         // SAFETY: the driver is about to read it.
         found.next().map_or(0, |(_, &word)| unsafe {
-            (word as usize as *const u32).read_unaligned()
+            pointer::<u32>(word).read_unaligned()
         })
     }
 
@@ -373,7 +378,7 @@ impl Shape {
         let pointers = || {
             let all = self.0.iter().zip(words).enumerate();
             all.filter(|(_, (_, word))| **word != 0)
-                .map(|(index, (kind, word))| (index, *kind, *word as usize))
+                .map(|(index, (kind, word))| (index, *kind, *word))
         };
         let mut first = true;
         if status.is_success() {
@@ -381,8 +386,8 @@ impl Shape {
                 // SAFETY: the driver has written these bytes, or may have: it says that it succeeded.
                 let value = unsafe {
                     match kind {
-                        Kind::Out4 | Kind::InOut4 => (word as *const u32).read_unaligned().into(),
-                        Kind::Out8 => (word as *const u64).read_unaligned(),
+                        Kind::Out4 | Kind::InOut4 => pointer::<u32>(word).read_unaligned().into(),
+                        Kind::Out8 => pointer::<u64>(word).read_unaligned(),
                         Kind::Word | Kind::Text => continue,
                     }
                 };
@@ -399,7 +404,7 @@ impl Shape {
                 // It has been looked for.
                 Kind::Text if status.is_success() || status == Status::NOT_FOUND => {
                     // SAFETY: the driver has read this C string.
-                    let text = unsafe { CStr::from_ptr(word as *const c_char) };
+                    let text = unsafe { CStr::from_ptr(pointer::<c_char>(word)) };
                     line.text(index, text.to_bytes());
                 }
                 _ => {}
@@ -415,7 +420,7 @@ impl Shape {
                 // SAFETY: a structure of the driver's headers, which the driver has read.
                 unsafe {
                     core::ptr::copy_nonoverlapping(
-                        word as usize as *const u8,
+                        pointer::<u8>(word),
                         copy.as_mut_ptr().cast(),
                         bytes,
                     );

@@ -12,6 +12,8 @@
 mod call;
 mod contents;
 mod driver;
+mod effects;
+mod memory;
 mod state;
 
 use std::collections::BTreeMap;
