@@ -1,7 +1,7 @@
 //! What a program gets in the place of an entry point while its calls are recorded: one function per row of
 //! the table, with its signature, around the export or the driver's own function.
 
-use crate::driver::library;
+use crate::driver::{Status, library};
 use crate::entry::Exports;
 use crate::table::{Library, ROWS};
 use core::ffi::CStr;
@@ -19,10 +19,26 @@ pub fn wrapper(exports: &'static Exports, row: usize) -> Option<*const ()> {
     (!address.is_null()).then_some(address)
 }
 
-/// What a wrapper calls: the export if the row has one, else the driver's function; null if it has none.
-#[cold]
+/// What a wrapper calls, from its word or looked up.
+#[inline(never)]
 #[expect(improper_ctypes_definitions, reason = "called from here alone")]
-extern "C" fn target(name: &CStr) -> *mut () {
+extern "C" fn target(word: &AtomicPtr<()>, name: &CStr) -> *mut () {
+    let mut real = word.load(Ordering::Relaxed);
+    if real.is_null() {
+        real = look_up(name);
+        word.store(real, Ordering::Relaxed);
+    }
+    real
+}
+
+/// For any arguments: they are not looked at.
+extern "C" fn missing() -> Status {
+    library::missing(Library::CUDA)
+}
+
+/// The export if the row has one, else the driver's function; one that says so if it has none.
+#[cold]
+fn look_up(name: &CStr) -> *mut () {
     let row = ROWS.binary_search_by(|row| row.symbol.cmp(name));
     // SAFETY: null, or set from a static above.
     let exports = unsafe { EXPORTS.load(Ordering::Acquire).as_ref() };
@@ -30,10 +46,14 @@ extern "C" fn target(name: &CStr) -> *mut () {
         (Ok(row), Some(exports)) => exports.driver[row],
         _ => core::ptr::null(),
     };
-    if export.is_null() {
-        library::symbol(Library::CUDA, name).cast()
+    if !export.is_null() {
+        return export.cast_mut();
+    }
+    let function = library::symbol(Library::CUDA, name);
+    if function.is_null() {
+        missing as *mut ()
     } else {
-        export.cast_mut()
+        function.cast()
     }
 }
 
@@ -43,10 +63,10 @@ mod recorded {
     use super::super::shape::{Argument, Shape};
     use super::super::{begin, end};
     use super::target;
-    use crate::driver::{Status, library};
-    use crate::table::{CUipcEventHandle, CUipcMemHandle, CUmemLocation, Library, sig};
+    use crate::driver::Status;
+    use crate::table::{CUipcEventHandle, CUipcMemHandle, CUmemLocation, sig};
     use core::ffi::{c_char, c_void};
-    use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+    use core::sync::atomic::AtomicPtr;
 
     macro_rules! record {
         // Look-ups.
@@ -57,14 +77,7 @@ mod recorded {
                 const SHAPE: &Shape = &Shape::of(&[
                     $((stringify!($argument), <$type as Argument>::POINTED, <$type as Argument>::TEXT)),*
                 ]);
-                let mut real = TARGET.load(Relaxed);
-                if real.is_null() {
-                    real = target(c_name!($name));
-                    if real.is_null() {
-                        return library::missing(Library::CUDA);
-                    }
-                    TARGET.store(real, Relaxed);
-                }
+                let real = target(&TARGET, c_name!($name));
                 let words: &[u64] = &[$($argument.word()),*];
                 let begun = begin(stringify!($name), SHAPE, words);
                 // SAFETY: the export or the driver's function of this row, with the program's arguments.
