@@ -48,7 +48,25 @@ pub(super) struct Arguments {
     pub(super) own: Option<(Vec<u64>, u64)>,
 }
 
+/// More host memory than one copy of a trace may need here.
+const HOST_MAX: u64 = 64 << 30;
+/// Entries of a recorded list, and words of a recorded structure, at most.
+const LIST_MAX: u64 = 8;
+const BLOCK: usize = 32;
+
 extern "C" fn nothing() {}
+
+fn small_enough(bytes: u64) -> Result<(), String> {
+    if bytes > HOST_MAX {
+        return Err(format!("{bytes} bytes of host memory are too many"));
+    }
+    Ok(())
+}
+
+/// Whose structure is a list, of as many entries as the last argument says.
+fn is_list(name: &str) -> bool {
+    matches!(name, "cuMemSetAccess" | "cuMemPoolSetAccess")
+}
 
 impl Player {
     pub fn new() -> Result<Self> {
@@ -169,6 +187,7 @@ impl Player {
                     }
                     None if word <= 4096 => NOWHERE,
                     None => {
+                        small_enough(size)?;
                         let is_source = role.ends_with("src");
                         let here = self.host(call, word, size, is_source)?;
                         arguments.hosts.push(self.state.host_or_new(word, size));
@@ -179,6 +198,7 @@ impl Player {
                     }
                 },
                 "reg" => {
+                    small_enough(size)?;
                     let page = 4096;
                     let words = usize::try_from(size / 8 + 2 * page / 8);
                     let mut own = vec![0_u64; words.map_err(|_| "too large".to_owned())?];
@@ -190,7 +210,15 @@ impl Player {
                 "blk" if call.block.is_empty() => {
                     return Err("what it points to was not recorded".into());
                 }
-                "blk" => arguments.result(&call.block),
+                "blk" if is_list(&call.name) && call.words.last() > Some(&LIST_MAX) => {
+                    return Err("its list is longer than is recorded".into());
+                }
+                "blk" => {
+                    // As long as the longest, whatever the trace says.
+                    let mut block = call.block.clone();
+                    block.resize(block.len().max(BLOCK), 0);
+                    arguments.result(&block)
+                }
                 "ptx" => IMAGE.as_ptr() as u64,
                 "len" => IMAGE.len() as u64,
                 "fn" if call.status == 0 => KERNEL.as_ptr() as u64,
@@ -238,9 +266,6 @@ impl Player {
         bytes: u64,
         is_source: bool,
     ) -> Result<u64, String> {
-        if bytes > 1 << 40 {
-            return Err(format!("{bytes} bytes are too many"));
-        }
         let start = self.state.host_or_new(word, bytes);
         let Some(host) = self.state.hosts.get_mut(&start) else {
             return Err("no such host memory".into());
