@@ -346,7 +346,9 @@ impl Daemon {
         } else {
             QUIET_PERIOD
         };
-        let mut at = (time + period).min(self.arbiter.wake_at());
+        let mut at = (time + period)
+            .min(self.arbiter.wake_at())
+            .min(self.sample_again);
         if let Some(until) = self.adopting_until {
             at = at.min(until);
         }

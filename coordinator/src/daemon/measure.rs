@@ -39,10 +39,8 @@ impl Daemon {
         self.sampler.ask();
     }
 
-    /// Somebody may be left with memory that another was charged for so far: now, and when the driver has
-    /// caught up.
+    /// Something is to be seen that the last sample did not show.
     pub(super) fn sample_soon(&mut self) {
-        self.ask_sample();
         self.sample_again = self.sample_again.min(now() + SAMPLE_AGAIN);
     }
 

@@ -274,15 +274,14 @@ impl Runtime {
 
     /// Has what others may still keep measured again, where there is such.
     pub fn measure_lingering(&self, device: usize) {
-        let Some(session) = &self.session else { return };
-        if !self.shares.any_lingering.load(SeqCst) {
+        if self.session.is_none() || !self.shares.any_lingering.load(SeqCst) {
             return;
         }
         let Some(before) = lock(&self.shares.lingering).get(&device).copied() else {
             return;
         };
-        if !self.settle_ended() {
-            session.refresh(true);
+        if !self.settle_ended() && self.measured_long_ago() {
+            self.measure_now();
         }
         let overhead = self.desired().devices[device].overhead.load(SeqCst);
         if overhead <= before + GRANULE / 2 {

@@ -11,6 +11,7 @@ use crate::gate;
 use crate::lock;
 use crate::runtime::{self, Runtime};
 use crate::table::sig;
+use crate::trace;
 use crate::vmm;
 
 use super::limited;
@@ -20,6 +21,9 @@ pub unsafe fn cuInit(real: sig::cuInit, Flags: u32) -> Status {
     let status = unsafe { real(Flags) };
     if !status.is_success() {
         return status;
+    }
+    if trace::is_bypassed() {
+        trace::say_bypassed();
     }
     match runtime::start() {
         Ok(()) => Status::SUCCESS,
