@@ -7,6 +7,8 @@ Parts:
   torch         PyTorch, where python3 has it: the same bits with and without Spillway (gpu-torch.py)
   models        language models that take turns: cold start against swap-in (gpu-models.py; needs PyTorch)
   peers         other ways to bring a model off the GPU and back (gpu-peers.py; needs PyTorch)
+  swap          what moving memory costs, beside plain pinned copies (bench-swap.py)
+  serve         model servers with request and limit, and in turns, beside what is computed (bench-serve.py)
   all           all of these
 
 Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json and
@@ -16,7 +18,7 @@ could be run. No setting of the GPU is changed; an idle GPU gives the best figur
 import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
-PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers")
+PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers", "swap", "serve")
 OPTIONAL = ("torch", "models", "peers")  # where PyTorch is: all of it may be skipped
 LIMIT = 540  # seconds for a part, whatever happens
 QUICK = False  # by --quick
@@ -164,7 +166,26 @@ def by_script(name):
     return run
 
 
-DOERS = {"conformance": conformance, "e2e": e2e, "facts": facts, **{name: by_script(name) for name in OPTIONAL}}
+def by_bench(name):
+    """A bench, into a folder of its own: a case per figure, failed if it is not what was computed."""
+    def run(here, out, env):
+        folder = out / name
+        folder.mkdir(exist_ok=True)
+        code, seconds = bounded([sys.executable, str(here / f"scripts/bench-{name}.py"), "--base", str(here), "--out", str(folder), "--json",
+                                 "--seconds", str(LIMIT - 60), *(["--smoke"] if QUICK else [])], folder / f"{name}.log", env, LIMIT - GRACE)
+        got = read_json(folder / f"{name}.json") or {}
+        cases = [{"name": name, "result": "FAIL", "reason": why} for why in got.get("failed", [])]
+        for line in got.get("figures", []):
+            missed = line.get("within") is False and not QUICK
+            cases.append({"name": f"{line['case']}.{line['metric']}", "result": "FAIL" if missed else "ok",
+                          "reason": f"{line['value']}, computed {line['computed']}" if missed else "",
+                          "figures": {k: line[k] for k in ("value", "unit", "quartiles", "baseline", "computed") if k in line}})
+        return code, seconds, cases
+    return run
+
+
+DOERS = {"conformance": conformance, "e2e": e2e, "facts": facts, **{name: by_script(name) for name in OPTIONAL},
+         **{name: by_bench(name) for name in ("swap", "serve")}}
 
 
 def part(name, here, out, env):
@@ -243,7 +264,7 @@ def main():
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
                     help="the unpacked archive [where this script is]")
-    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps")
+    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps; swap, serve: their short forms")
     ap.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
     global QUICK

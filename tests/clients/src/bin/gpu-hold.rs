@@ -7,6 +7,7 @@
 //!     held         -> BYTES
 //!     name         -> NAME               of the device
 //!     launch       -> ok SECONDS         fills all that is held, waits
+//!     spin         -> ok SECONDS         a kernel of 1 ms that touches no memory, waits
 //!     checksum     -> ok | bad TEXT      whether all that is held still has its contents
 //!     busy | idle  -> ok                 starts or stops launching all the time
 //!     quit         -> (ends; so does the end of stdin)
@@ -189,6 +190,12 @@ impl Program {
             (Some("launch"), _) => {
                 let start = Instant::now();
                 self.touch()?;
+                format!("ok {:.6}", start.elapsed().as_secs_f64())
+            }
+            (Some("spin"), _) => {
+                let start = Instant::now();
+                self.device.spin(&self.stream, 1_000_000)?;
+                self.stream.synchronize()?;
                 format!("ok {:.6}", start.elapsed().as_secs_f64())
             }
             (Some("checksum"), _) => match self.check()? {

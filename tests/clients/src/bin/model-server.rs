@@ -1,31 +1,41 @@
 //! A model server as far as memory goes: weights that stay, a KV cache that comes and goes, no mathematics.
 //!
 //!     model-server --weights FILE --listen SOCKET [--kv 64MiB] [--device 0] [--name N] [--cold]
+//!                  [--step MS --per-request MS [--linger MS]] [--disk SIZE]
 //!
 //! Loads the weights into many allocations of both kinds, checks them, then prints
 //! `{"ready":true,...}` and answers lines of JSON on a unix socket, any number of connections at a time:
 //!
 //!     {"op":"infer"} -> {"ok":true,"checksum":"HEX","first_answer_seconds":S,"pointers_unchanged":true}
 //!     {"op":"stats"} -> {"ok":true,"requests":N,"weights_bytes":B,"free_bytes":F,"total_bytes":T,...}
+//!     {"op":"generate","steps":N} -> {"ok":true,"first_seconds":S,"seconds":S,"batch":N}
 //!     {"op":"quit"}  -> {"ok":true}, then the process ends with 0
 //!
 //! `infer` allocates the KV cache, runs a checksum kernel over all weights, writes and reads the cache, frees it.
 //! A wrong byte is `"ok":false` with what was wrong. With `--cold` the weights are loaded anew for every request
 //! and freed after it: what serving many models costs without keeping them anywhere.
+//!
+//! With `--step`, requests to `generate` are served in batches whose size memory alone decides
+//! ([`spillway_clients::batch`]); what a step computes is a kernel that takes as long. The weights are then not
+//! checked before the first request, so that a cold start is no longer than reading them; `infer` checks them.
+//! `--disk` makes reading the weights take as long as from a disk of that many bytes per second.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::time::Instant;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use cudarc::driver::CudaStream;
 use serde_json::{Value, json};
+use spillway_clients::batch::{Counters, Engine, Request, Settings};
 use spillway_clients::device::Device;
+use spillway_clients::disk::Disk;
 use spillway_clients::memory::{Kind, Memory, checksums};
 use spillway_clients::{pattern, sizes, weights};
 
@@ -48,6 +58,22 @@ struct Args {
     /// Load the weights anew for every request
     #[arg(long)]
     cold: bool,
+    /// Milliseconds of a step, without what its requests add: serves `generate`
+    #[arg(long, value_name = "MS", conflicts_with = "cold")]
+    step: Option<f64>,
+    /// Milliseconds that each request adds to a step
+    #[arg(long, value_name = "MS", default_value_t = 0.0, requires = "step")]
+    per_request: f64,
+    /// For how many milliseconds others may join a batch before its next step
+    #[arg(long, value_name = "MS", default_value_t = 1.0, requires = "step")]
+    linger: f64,
+    /// Reads the weights no faster than so many bytes per second
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse_bytes)]
+    disk: Option<u64>,
+}
+
+fn milliseconds(ms: f64) -> Duration {
+    Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default()
 }
 
 /// The weights on the device, and what their checksum must be.
@@ -57,7 +83,7 @@ struct Weights {
 }
 
 impl Weights {
-    fn load(device: &Device, path: &PathBuf) -> anyhow::Result<Weights> {
+    fn load(device: &Device, path: &PathBuf, disk: Option<u64>) -> anyhow::Result<Weights> {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let bytes = file.metadata()?.len();
         ensure!(
@@ -68,9 +94,13 @@ impl Weights {
         let stream = device.stream()?;
         let sizes = weights::tensors(bytes);
         let mut tensors = Vec::with_capacity(sizes.len());
+        let mut disk = disk.map(Disk::new);
         let checksum = weights::read_tensors::<anyhow::Error>(&file, &sizes, |number, bytes| {
             let mut memory = Memory::new(&stream, Kind::alternate(number), bytes.len() as u64)
                 .with_context(|| format!("tensor {number} of {} bytes", bytes.len()))?;
+            if let Some(disk) = &mut disk {
+                disk.wait_for(bytes.len());
+            }
             memory.write(&stream, bytes)?;
             tensors.push(memory);
             Ok(())
@@ -111,10 +141,18 @@ struct Server {
     failures: AtomicU64,
     /// What the next KV cache is filled with.
     fills: AtomicU32,
+    /// Where requests to generate go, if any are served.
+    queue: Option<Mutex<Sender<Request>>>,
+    counters: Arc<Counters>,
 }
 
 impl Server {
-    fn answer(&self, stream: &Arc<CudaStream>, line: &str, arrived: Instant) -> (Value, bool) {
+    fn answer(
+        &self,
+        stream: &mut Option<Arc<CudaStream>>,
+        line: &str,
+        arrived: Instant,
+    ) -> (Value, bool) {
         let request: Value = match serde_json::from_str(line) {
             Ok(request) => request,
             Err(error) => {
@@ -127,7 +165,26 @@ impl Server {
         match request.get("op").and_then(Value::as_str) {
             Some("infer") => {
                 self.requests.fetch_add(1, SeqCst);
-                let answer = self.infer(stream, arrived).unwrap_or_else(|error| {
+                // Made when first needed and not when connected: whatever it waits for is the request's time.
+                let stream = match stream {
+                    Some(stream) => Ok(stream.clone()),
+                    None => self
+                        .device
+                        .stream()
+                        .map(|new| stream.insert(new).clone())
+                        .map_err(anyhow::Error::from),
+                };
+                let answer = stream.and_then(|stream| self.infer(&stream, arrived));
+                let answer = answer.unwrap_or_else(|error| {
+                    self.failures.fetch_add(1, SeqCst);
+                    json!({"ok": false, "error": format!("{error:#}")})
+                });
+                (answer, false)
+            }
+            Some("generate") => {
+                self.requests.fetch_add(1, SeqCst);
+                let steps = request.get("steps").and_then(Value::as_u64).unwrap_or(1);
+                let answer = self.generate(steps, arrived).unwrap_or_else(|error| {
                     self.failures.fetch_add(1, SeqCst);
                     json!({"ok": false, "error": format!("{error:#}")})
                 });
@@ -140,7 +197,7 @@ impl Server {
             ),
             Some("quit") => (json!({"ok": true}), true),
             other => (
-                json!({"ok": false, "error": format!("unknown op {other:?}: infer, stats or quit")}),
+                json!({"ok": false, "error": format!("unknown op {other:?}: infer, generate, stats or quit")}),
                 false,
             ),
         }
@@ -151,7 +208,7 @@ impl Server {
         let weights = match &self.weights {
             Some(weights) => weights,
             None => {
-                loaded = Weights::load(&self.device, &self.args.weights)?;
+                loaded = Weights::load(&self.device, &self.args.weights, self.args.disk)?;
                 &loaded
             }
         };
@@ -171,6 +228,33 @@ impl Server {
         Ok(json!({
             "ok": true, "name": self.args.name, "checksum": format!("{checksum:016x}"),
             "first_answer_seconds": first_answer, "pointers_unchanged": unmoved,
+        }))
+    }
+
+    /// Queues a request and waits for its end.
+    fn generate(&self, steps: u64, arrived: Instant) -> anyhow::Result<Value> {
+        let queue = self
+            .queue
+            .as_ref()
+            .context("started without --step, this server does not generate")?;
+        let (answer, answered) = channel();
+        let request = Request {
+            steps: u32::try_from(steps).unwrap_or(u32::MAX),
+            arrived,
+            answer,
+        };
+        queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(request)
+            .context("nobody serves requests any more")?;
+        let done = answered
+            .recv()
+            .context("nobody serves requests any more")?
+            .map_err(anyhow::Error::msg)?;
+        Ok(json!({
+            "ok": true, "first_seconds": done.first.as_secs_f64(), "seconds": done.total.as_secs_f64(),
+            "batch": done.batch,
         }))
     }
 
@@ -230,6 +314,8 @@ impl Server {
             "tensors": self.weights.as_ref().map_or(0, |w| w.tensors.len()),
             "checksum": self.weights.as_ref().map(|w| format!("{:016x}", w.checksum)),
             "load_seconds": self.load_seconds, "free_bytes": free, "total_bytes": total,
+            "steps": self.counters.steps.load(SeqCst), "answered": self.counters.answered.load(SeqCst),
+            "batch_max": self.counters.batch_max.load(SeqCst), "full": self.counters.full.load(SeqCst),
         }))
     }
 
@@ -237,12 +323,7 @@ impl Server {
         let mut stream: Option<Arc<CudaStream>> = None;
         for line in BufReader::new(connection).lines() {
             let (line, arrived) = (line?, Instant::now());
-            // Made when first needed and not when connected: whatever it waits for is the request's time.
-            let stream = match &stream {
-                Some(stream) => stream.clone(),
-                None => stream.insert(self.device.stream()?).clone(),
-            };
-            let (answer, quit) = self.answer(&stream, &line, arrived);
+            let (answer, quit) = self.answer(&mut stream, &line, arrived);
             writeln!(&*connection, "{answer}")?;
             if quit {
                 return Ok(true);
@@ -252,6 +333,31 @@ impl Server {
     }
 }
 
+/// Starts the thread that serves requests in batches; gives the queue's end.
+fn start_engine(
+    args: &Args,
+    step: f64,
+    device: &Device,
+    counters: Arc<Counters>,
+) -> anyhow::Result<Sender<Request>> {
+    let settings = Settings {
+        step: milliseconds(step),
+        per_request: milliseconds(args.per_request),
+        kv: args.kv,
+        linger: milliseconds(args.linger),
+    };
+    let (queue, inbox) = channel();
+    let engine = Engine::new(device.clone(), settings, inbox, counters)?;
+    let name = args.name.clone();
+    std::thread::spawn(move || {
+        // Who waits for an answer sees that the queue is gone.
+        if let Err(error) = engine.run() {
+            eprintln!("model-server {name}: {error:#}");
+        }
+    });
+    Ok(queue)
+}
+
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let start = Instant::now();
@@ -259,9 +365,9 @@ fn main() -> anyhow::Result<()> {
     let weights = if args.cold {
         None
     } else {
-        Some(Weights::load(&device, &args.weights)?)
+        Some(Weights::load(&device, &args.weights, args.disk)?)
     };
-    if let Some(weights) = &weights {
+    if let (Some(weights), None) = (&weights, args.step) {
         let checksum = weights.on_device(&device, &device.stream()?)?;
         ensure!(
             checksum == weights.checksum,
@@ -278,6 +384,16 @@ fn main() -> anyhow::Result<()> {
     let listener = UnixListener::bind(&args.listen)
         .with_context(|| format!("cannot listen on {}", args.listen.display()))?;
     let load_seconds = start.elapsed().as_secs_f64();
+    let counters = Arc::<Counters>::default();
+    let queue = match args.step {
+        Some(step) => Some(Mutex::new(start_engine(
+            &args,
+            step,
+            &device,
+            counters.clone(),
+        )?)),
+        None => None,
+    };
     let server = Arc::new(Server {
         args,
         device,
@@ -286,6 +402,8 @@ fn main() -> anyhow::Result<()> {
         requests: AtomicU64::new(0),
         failures: AtomicU64::new(0),
         fills: AtomicU32::new(0x0bad_cafe),
+        queue,
+        counters,
     });
     println!(
         "{}",
