@@ -20,6 +20,8 @@ pub const ENV_STRICT: &str = "SPILLWAY_STRICT";
 pub const ENV_DRIVER_LIBRARY: &str = "SPILLWAY_DRIVER_LIBRARY";
 /// Log level of the library, on stderr: `off`, `error`, `warn` (default), `info`, `debug`.
 pub const ENV_LOG: &str = "SPILLWAY_LOG";
+/// Records the process's driver calls into this file; `%p` stands for the process id. See `docs/trace.md`.
+pub const ENV_TRACE: &str = "SPILLWAY_TRACE";
 /// Overrides the run directory.
 pub const ENV_RUN_DIR: &str = "SPILLWAY_RUN_DIR";
 /// Set by `spillway run --no-coordinator`: do not look for a coordinator and do not warn.

@@ -277,8 +277,11 @@ impl Daemon {
         let left = self.arbiter.remove_process(now(), &mut self.pages, id);
         self.pages.0.remove(&id);
         if self.claims.end(id) {
+            // Somebody may be left with its memory: now, and when the driver has caught up.
+            self.ask_sample();
             self.sample_soon();
         }
+        self.overheads.retain(|(of, _), _| *of != id);
         self.sampler.targets.lock().remove(&id);
         self.refreshing
             .retain(|refreshing| refreshing.session != id);

@@ -172,6 +172,7 @@ impl Daemon {
             returning: Vec::new(),
             refreshing: Vec::new(),
             sample_again: Nanos::MAX,
+            overheads: Default::default(),
             refused: std::collections::BTreeMap::new(),
             auditor: Auditor::start(waker.clone())?,
             adopting_until: (in_use && window > 0).then(|| started + window),
@@ -345,7 +346,9 @@ impl Daemon {
         } else {
             QUIET_PERIOD
         };
-        let mut at = (time + period).min(self.arbiter.wake_at());
+        let mut at = (time + period)
+            .min(self.arbiter.wake_at())
+            .min(self.sample_again);
         if let Some(until) = self.adopting_until {
             at = at.min(until);
         }

@@ -19,6 +19,15 @@ const RETURN_AT_MOST: Nanos = 5 * SECOND;
 /// While memory of strangers is in somebody's way, it is measured this often.
 const SAMPLE_AGAIN: Nanos = 50 * MILLISECOND;
 
+/// What is known of a process's overhead on a device.
+#[derive(Debug)]
+pub struct Overhead {
+    /// As of when it last asked, or more since.
+    sure: u64,
+    /// By the last sample.
+    last: u64,
+}
+
 impl Daemon {
     /// Asks for a sample, and remembers what is charged before it begins.
     pub(super) fn ask_sample(&mut self) {
@@ -30,10 +39,8 @@ impl Daemon {
         self.sampler.ask();
     }
 
-    /// Somebody may be left with memory that another was charged for so far: now, and when the driver has
-    /// caught up.
+    /// Something is to be seen that the last sample did not show.
     pub(super) fn sample_soon(&mut self) {
-        self.ask_sample();
         self.sample_again = self.sample_again.min(now() + SAMPLE_AGAIN);
     }
 
@@ -80,6 +87,10 @@ impl Daemon {
             .copied()
             .zip(held.iter().copied())
             .collect();
+        let asked = self
+            .refreshing
+            .iter()
+            .any(|refreshing| refreshing.session == id && sample.began >= refreshing.since);
         let mut unknown = false;
         for (device, held) in devices {
             let Some(measured) = sample.devices.get(device) else {
@@ -93,8 +104,8 @@ impl Daemon {
                     let most = granules_up(used.saturating_sub(held.resident)).min(total);
                     let maybe = self.maybe(id, device, held);
                     let (_, before) = self.arbiter.account(id, device);
-                    self.arbiter
-                        .set_overhead(id, device, overhead(before, most, maybe));
+                    let now = self.overhead((id, device), before, (most, maybe), asked);
+                    self.arbiter.set_overhead(id, device, now);
                 }
                 Some(None) => unknown = true,
                 // Not in the list: fine as long as it holds nothing there.
@@ -105,6 +116,34 @@ impl Daemon {
         if unknown {
             self.tell_unknown(id, pid);
         }
+    }
+
+    /// A process's overhead by a sample, where it was `before`; `asked`: by the process, which has put its books
+    /// in order first.
+    ///
+    /// A program may have given memory back to the driver before that is in its books: less overhead than when
+    /// it last asked counts when two samples in a row show it, and no longer than samples show it.
+    fn overhead(
+        &mut self,
+        whose: (ProcessId, DeviceId),
+        before: u64,
+        (most, maybe): (u64, u64),
+        asked: bool,
+    ) -> u64 {
+        let known = self.overheads.entry(whose).or_insert(Overhead {
+            sure: before,
+            last: before,
+        });
+        let now = overhead(known.sure, most, maybe);
+        let last = std::mem::replace(&mut known.last, now);
+        if asked || now >= known.sure {
+            known.sure = now;
+            return now;
+        }
+        if last > now {
+            self.sample_soon();
+        }
+        last.max(now)
     }
 
     /// Bytes beyond what a process says that it holds which the driver may show for it, although they

@@ -157,6 +157,8 @@ pub struct Daemon {
     pub(super) refreshing: Vec<Refreshing>,
     /// When to ask for a sample; `Nanos::MAX`: only as ever.
     pub(super) sample_again: Nanos,
+    /// What processes have been measured to take beside their memory, by process and device.
+    pub(super) overheads: BTreeMap<(ProcessId, DeviceId), super::measure::Overhead>,
     pub(super) refused: BTreeMap<String, u64>,
     pub(super) auditor: Auditor,
     /// Until then nothing new is given; `None`: that time is over.

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use spillway_protocol::{granules_down, granules_up};
+
 /// A memory node has been made or captured in this process.
 static ANY: AtomicBool = AtomicBool::new(false);
 
@@ -24,6 +26,29 @@ pub fn any_node() -> bool {
 
 /// Bytes that a graph's nodes allocate, by device index.
 pub type Needs = Vec<(usize, u64)>;
+
+/// What nodes need that have these addresses, as (device index, start, bytes). Addresses are backed once:
+/// a node whose lifetime ends before another's begins may have given it its own.
+#[must_use]
+pub fn needs_of(mut nodes: Vec<(usize, u64, u64)>) -> Needs {
+    nodes.sort_unstable();
+    let mut needs = Needs::new();
+    let mut covered = (usize::MAX, 0);
+    for (device, start, bytes) in nodes {
+        let end = granules_up(start.saturating_add(bytes));
+        let from = match covered {
+            (same, to) if same == device => granules_down(start).max(to),
+            _ => granules_down(start),
+        };
+        covered = (device, end.max(from));
+        let more = end.saturating_sub(from);
+        match needs.last_mut() {
+            Some((known, sum)) if *known == device => *sum = sum.saturating_add(more),
+            _ => needs.push((device, more)),
+        }
+    }
+    needs
+}
 
 /// Instantiated graphs with memory nodes.
 #[derive(Debug, Default)]
@@ -60,6 +85,20 @@ impl Graphs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_that_nodes_share_are_needed_once() {
+        const MIB: u64 = 1 << 20;
+        let node =
+            |device: usize, start: u64, bytes: u64| (device, (64 + start) * MIB, bytes * MIB);
+        assert_eq!(needs_of(Vec::new()), Needs::new());
+        // One after the other at one address, and once beside it.
+        let nodes = vec![node(0, 0, 8), node(0, 0, 8), node(0, 8, 4), node(0, 2, 2)];
+        assert_eq!(needs_of(nodes), vec![(0, 12 * MIB)]);
+        // Small ones share a granule; devices have addresses of their own.
+        let small = vec![(1, 64 * MIB + 512, 512), (1, 64 * MIB, 512), node(0, 0, 3)];
+        assert_eq!(needs_of(small), vec![(0, 4 * MIB), (1, 2 * MIB)]);
+    }
 
     #[test]
     fn the_store_outlives_the_graph() {

@@ -1,12 +1,13 @@
 //! Everything that `libspillway.so` does; the cdylib beside this crate only emits the exports.
 //!
 //! Layers, lower never includes higher: [`table`] (what exists), [`driver`] (the real functions),
-//! [`gate`] (who may submit), [`entry`] (the way in); above them heap, pager, session, runtime, and
+//! [`gate`] (who may submit), [`trace`] (the record of calls, where one is wanted), [`entry`] (the way in); above them heap, pager, session, runtime, and
 //! [`hooks`], which the exports call.
 
 #[macro_use]
 pub mod table;
 mod deferred;
+mod descriptor;
 pub mod driver;
 pub mod entry;
 pub mod gate;
@@ -26,6 +27,7 @@ mod session;
 mod shares;
 mod standing;
 mod stores;
+pub mod trace;
 mod vmm;
 pub mod wrappers;
 

@@ -277,6 +277,7 @@ impl Runtime {
     pub fn free(&self, ptr: u64) -> Option<Status> {
         let alloc = lock(&self.heap).take(ptr)?;
         if alloc.place.is_drivers() {
+            let _changing = self.changing();
             // SAFETY: the driver made it, and the record was taken once.
             let status = unsafe { call::cuMemFree_v2(ptr) };
             if status.is_success() {

@@ -15,6 +15,7 @@ use crate::driver::{Status, call};
 use crate::gate;
 use crate::lock;
 use crate::runtime::Runtime;
+use crate::standing::{FAR, is_loaded};
 use crate::vmm;
 
 /// Closer to the limit than this, overhead is measured at once, in bytes.
@@ -76,6 +77,10 @@ impl Runtime {
     pub fn measure_now(&self) {
         if let Some(session) = &self.session {
             self.overhead.stale.store(false, SeqCst);
+            for device in 0..self.devices.len() {
+                // What they gave back since somebody looked would be missing from what the driver shows.
+                self.look_at_stores(device);
+            }
             session.refresh(true);
             self.overhead
                 .measured
@@ -95,11 +100,26 @@ impl Runtime {
 
     /// Others may have left memory to this process since the last measurement.
     fn may_inherit(&self) -> bool {
-        let age = || {
-            let now = crate::runtime::monotonic_ns();
-            now.saturating_sub(self.overhead.measured.load(SeqCst))
-        };
-        self.overhead.imports.load(SeqCst) && age() > INHERIT_AGAIN
+        self.overhead.imports.load(SeqCst) && self.measured_long_ago()
+    }
+
+    /// The last measurement is more than some milliseconds old.
+    pub fn measured_long_ago(&self) -> bool {
+        let now = crate::runtime::monotonic_ns();
+        now.saturating_sub(self.overhead.measured.load(SeqCst)) > INHERIT_AGAIN
+    }
+
+    /// Whether this workload is beyond its limit on a device. It can be by memory that others
+    /// shared with it and that it was left with; then it gets no more of that kind either.
+    pub fn is_full(&self, device: usize) -> bool {
+        if self.session.is_none() {
+            return false;
+        }
+        if self.may_inherit() {
+            self.measure_now();
+        }
+        // Code that the driver loaded late may be beyond the limit, too, and must not stop who only shares.
+        self.headroom(device) < -signed(NEAR)
     }
 
     /// Measures if something may have changed since the last time.
@@ -196,13 +216,10 @@ impl Runtime {
     /// The program has asked for a function of a module. Its code may be loaded by its first launch, which
     /// nobody here could refuse.
     pub fn function_found(&self, module: usize, function: usize) {
-        self.overhead.stale.store(true, SeqCst);
-        let mut loaded = 0;
-        // SAFETY: a function that the driver has just named; it fills one integer.
-        let asked = unsafe { call::cuFuncIsLoaded(&raw mut loaded, function as *mut _) };
-        if !asked.is_success() || loaded == 1 {
+        if is_loaded(function) {
             return;
         }
+        self.overhead.stale.store(true, SeqCst);
         let Ok((context, _)) = self.current() else {
             return;
         };
@@ -257,11 +274,17 @@ impl Runtime {
     /// the program's functions is taken now, and measured, so that it is in the account.
     pub fn settle_overhead(&self, device: usize, bytes: u64) {
         let stacks = self.stacks_to_come(device);
-        let near = bytes.saturating_add(NEAR).saturating_add(stacks);
+        let reach = if self.overhead.any_pending.load(SeqCst) {
+            FAR
+        } else {
+            NEAR
+        };
+        let near = bytes.saturating_add(reach).saturating_add(stacks);
         if self.session.is_none() || self.headroom(device) >= signed(near) {
             return;
         }
-        if stacks > 0 {
+        // Not while a stream captures: the driver waits for the device.
+        if stacks > 0 && !self.glance.capturing() {
             let inside = gate::enter();
             self.grow_stacks(device);
             drop(inside);
@@ -285,7 +308,9 @@ impl Runtime {
             };
             let _ = vmm::in_context(context, || {
                 // SAFETY: its module is alive: the end of a module waits for us.
-                unsafe { call::cuFuncLoad(function as *mut _) }.ok()
+                unsafe { call::cuFuncLoad(function as *mut _) }.ok()?;
+                self.loaded_late(context, device, function);
+                Ok(())
             });
             lock(&self.overhead.pending).loading -= 1;
             self.overhead.loaded.notify_all();
@@ -315,6 +340,7 @@ impl Runtime {
     }
 }
 
-fn signed(bytes: u64) -> i64 {
+/// For sums that may be negative.
+pub fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

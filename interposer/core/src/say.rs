@@ -34,6 +34,12 @@ pub fn set_level(text: Option<&str>) {
     LEVEL.store(level, Relaxed);
 }
 
+/// Sets the level before anything has started, without allocating.
+pub fn set_level_from_environment() {
+    let level = crate::driver::variable(spillway_protocol::names::ENV_LOG);
+    set_level(level.and_then(|level| std::str::from_utf8(level).ok()));
+}
+
 /// One line of at most 1 KiB; longer ones are cut.
 struct Line {
     buffer: [u8; 1024],

@@ -64,6 +64,16 @@ pub fn key_of(handle: &[u8]) -> u64 {
     hash.max(1)
 }
 
+/// See [`Runtime::changing`].
+#[must_use]
+pub struct Changing<'a>(&'a Runtime);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.observed.changes_ended.fetch_add(1, SeqCst);
+    }
+}
+
 impl Runtime {
     /// Memory at `pointer`, which this process is charged for, can be mapped by others under `key`.
     pub fn hold(&self, pointer: u64, held: Held) {
@@ -133,6 +143,10 @@ impl Runtime {
         };
         if covered {
             self.imports();
+            if self.is_full(device) {
+                self.observed.refused.fetch_add(1, SeqCst);
+                return Err(Status::OUT_OF_MEMORY);
+            }
             // Whether the driver counts it as held by us, too, is its secret.
             self.may_hold(device, bytes, true);
             return Ok(0);
@@ -165,6 +179,13 @@ impl Runtime {
             crate::take_off(maybe, granules_up(bytes));
         }
         self.observed.changes_ended.fetch_add(1, SeqCst);
+    }
+
+    /// From before the driver is asked to give memory back until it is off the books here: nobody measures in
+    /// between, since what would be missing from the driver's figure would look like less overhead.
+    pub fn changing(&self) -> Changing<'_> {
+        self.observed.changes_begun.fetch_add(1, SeqCst);
+        Changing(self)
     }
 
     fn changes_resident(&self, device: usize, more: u64, less: u64) {
@@ -253,15 +274,14 @@ impl Runtime {
 
     /// Has what others may still keep measured again, where there is such.
     pub fn measure_lingering(&self, device: usize) {
-        let Some(session) = &self.session else { return };
-        if !self.shares.any_lingering.load(SeqCst) {
+        if self.session.is_none() || !self.shares.any_lingering.load(SeqCst) {
             return;
         }
         let Some(before) = lock(&self.shares.lingering).get(&device).copied() else {
             return;
         };
-        if !self.settle_ended() {
-            session.refresh(true);
+        if !self.settle_ended() && self.measured_long_ago() {
+            self.measure_now();
         }
         let overhead = self.desired().devices[device].overhead.load(SeqCst);
         if overhead <= before + GRANULE / 2 {

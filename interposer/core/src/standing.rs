@@ -13,6 +13,7 @@ use spillway_protocol::GRANULE;
 
 use crate::driver::{Status, call};
 use crate::lock;
+use crate::overhead::signed;
 use crate::runtime::Runtime;
 use crate::vmm;
 
@@ -29,6 +30,17 @@ const MULTIPROCESSORS: u32 = 16;
 const THREADS_EACH: u32 = 39;
 /// What the driver takes for one more pending launch is not published; more than this is not expected.
 const LAUNCH_BYTES: u64 = 8 << 10;
+
+/// Closer to the limit than this, functions are loaded to learn what stack they want, in bytes.
+pub const FAR: u64 = 2 << 30;
+
+/// Whether the driver has loaded a function's code.
+pub fn is_loaded(function: usize) -> bool {
+    let mut loaded = 0;
+    // SAFETY: a function that the driver has named; it fills one integer.
+    let asked = unsafe { call::cuFuncIsLoaded(&raw mut loaded, function as *mut _) };
+    !asked.is_success() || loaded == 1
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -143,24 +155,46 @@ impl Runtime {
             self.measure_now();
             self.heap_to_come(context);
         }
+        if self.headroom(device) >= signed(FAR) && !is_loaded(function) {
+            // To ask for its local memory would load it. That is done when memory comes nearer to the limit.
+            return Ok(());
+        }
+        let Some((local, more)) = self.larger_stack(device, function) else {
+            return Ok(());
+        };
+        if !self.fits_overhead(device, more) {
+            return Err(Status::OUT_OF_MEMORY);
+        }
+        self.note_stack(context, local);
+        Ok(())
+    }
+
+    /// What a function of the current context wants for a thread's stack, and what all stacks will take more for
+    /// that; `None`: what there is suffices. Loads the function.
+    fn larger_stack(&self, device: usize, function: usize) -> Option<(u64, u64)> {
         let mut local = 0;
-        // SAFETY: as above; the driver fills one integer.
+        // SAFETY: a function that the driver has named; it fills one integer.
         let asked =
             unsafe { call::cuFuncGetAttribute(&raw mut local, LOCAL_BYTES, function as *mut _) };
         let local = u64::try_from(local).unwrap_or(0);
         let stack = limit(STACK);
-        if !asked.is_success() || local <= stack {
-            return Ok(());
-        }
-        let more = self.stacks(device, local - stack);
-        if !self.fits_overhead(device, more) {
-            return Err(Status::OUT_OF_MEMORY);
-        }
+        let larger = asked.is_success() && local > stack;
+        larger.then(|| (local, self.stacks(device, local - stack)))
+    }
+
+    fn note_stack(&self, context: usize, local: u64) {
         let mut stacks = lock(&self.standing.stacks);
         let known = stacks.entry(context).or_default();
         *known = local.max(*known);
         self.standing.any_stack.store(true, SeqCst);
-        Ok(())
+    }
+
+    /// A function that the program asked for earlier has been loaded, in its context, which is current: its stack
+    /// is still to come.
+    pub fn loaded_late(&self, context: usize, device: usize, function: usize) {
+        if let Some((local, _)) = self.larger_stack(device, function) {
+            self.note_stack(context, local);
+        }
     }
 
     /// Bytes that stacks on a device will still grow by, with the contexts concerned.
@@ -173,14 +207,26 @@ impl Runtime {
             .map(|(&context, &local)| (context, local))
             .collect();
         let here = |context| lock(&self.contexts).device_of(context) == Some(device);
-        known
-            .into_iter()
-            .filter(|&(context, _)| here(context))
-            .map(|(context, local)| {
-                let has = vmm::in_context(context, || Ok(limit(STACK))).unwrap_or(u64::MAX);
-                self.stacks(device, local.saturating_sub(has))
-            })
-            .sum()
+        let mut sum = 0;
+        for (context, local) in known.into_iter().filter(|&(context, _)| here(context)) {
+            // One that ends needs none.
+            let asked = self.using(context, || vmm::in_context(context, || Ok(limit(STACK))));
+            let has = asked.and_then(Result::ok).unwrap_or(u64::MAX);
+            if has < local {
+                sum += self.stacks(device, local - has);
+            } else {
+                self.stack_has_grown(context, local);
+            }
+        }
+        sum
+    }
+
+    fn stack_has_grown(&self, context: usize, local: u64) {
+        let mut stacks = lock(&self.standing.stacks);
+        if stacks.get(&context) == Some(&local) {
+            stacks.remove(&context);
+        }
+        self.standing.any_stack.store(!stacks.is_empty(), SeqCst);
     }
 
     /// Lets stacks on a device grow now to what functions have asked for.
@@ -203,11 +249,7 @@ impl Runtime {
                 })
             });
             if let Some(Ok(())) = grown {
-                let mut stacks = lock(&self.standing.stacks);
-                if stacks.get(&context) == Some(&local) {
-                    stacks.remove(&context);
-                }
-                self.standing.any_stack.store(!stacks.is_empty(), SeqCst);
+                self.stack_has_grown(context, local);
             }
         }
     }

@@ -334,7 +334,8 @@ fn texts(list: &Value) -> Vec<String> {
 /// Fills a row from what the adversary said and what the witness saw.
 fn judge(row: &mut Row, said: &Value, seen: &Value, base: &[u64]) {
     let workloads = said["workloads"].as_u64().unwrap_or(1);
-    row.limit = LIMIT * workloads;
+    let left = said["left"].as_u64().unwrap_or(0);
+    row.limit = LIMIT * workloads + left;
     let most = numbers(&seen["most"]);
     let net = most
         .iter()
@@ -346,7 +347,7 @@ fn judge(row: &mut Row, said: &Value, seen: &Value, base: &[u64]) {
         // Each of them has one process: none may live on the others' share.
         let list = seen["processes"].as_array().into_iter().flatten();
         let most = list.filter_map(|pair| pair[1].as_u64()).max().unwrap_or(0);
-        row.over = row.over.max(most.saturating_sub(LIMIT));
+        row.over = row.over.max(most.saturating_sub(LIMIT + left));
     }
     row.held = said["held"].as_u64().unwrap_or(0);
     row.refused = texts(&said["refused"]);

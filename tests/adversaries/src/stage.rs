@@ -59,6 +59,8 @@ pub struct Case<'a> {
     leak: Vec<String>,
     /// Processes beside this one whose memory counts against limits of their own.
     workloads: u64,
+    /// Memory that others may leave to this workload beyond its limit.
+    left: u64,
 }
 
 /// Turns a code into a stop: what the driver does not have is skipped.
@@ -140,6 +142,7 @@ impl Stage {
             wrong: Vec::new(),
             leak: Vec::new(),
             workloads: 1,
+            left: 0,
         };
         let done = attempt(&mut case);
         if done.is_ok() {
@@ -154,7 +157,7 @@ impl Stage {
         let result = json!({
             "do": "result", "case": case.name, "held": case.held_most, "before": case.before, "top": case.top,
             "after": after, "refused": case.refused, "wrong": case.wrong, "leak": case.leak,
-            "workloads": case.workloads, "skipped": skipped, "broken": broken,
+            "workloads": case.workloads, "left": case.left, "skipped": skipped, "broken": broken,
         });
         self.tell(&result);
     }
@@ -212,6 +215,12 @@ impl Case<'_> {
     /// More than one workload takes part: the sum of their limits counts.
     pub fn workloads(&mut self, count: u64) {
         self.workloads = count;
+    }
+
+    /// What was another workload's when this one mapped it is not taken away when that one ends. So much may be
+    /// left to it beyond its limit, and no more.
+    pub fn left(&mut self, bytes: u64) {
+        self.left = bytes;
     }
 
     /// Something that still fits was refused.

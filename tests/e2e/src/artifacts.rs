@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// What builds everything that the tests need.
 const BUILD: &str = "cargo build -p spillway-interposer -p spillway-interposer-strict -p spillway-coordinator -p spillway-clients \
-     -p spillway-simulator-cuda -p spillway-simulator-nvml -p spillway-conformance -p spillway-tests";
+     -p spillway-simulator-cuda -p spillway-simulator-nvml -p spillway-conformance -p spillway-replay -p spillway-tests";
 
 /// The folder with all artifacts: `SPILLWAY_TEST_BIN_DIR`, or the one of the build that the running
 /// test belongs to.

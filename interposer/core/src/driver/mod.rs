@@ -21,6 +21,7 @@ pub mod unknown;
 pub use objects::{Object, find_loaded, loaded_function, object_of, own_handle, own_role};
 pub use slot::{Function, Slot};
 pub use status::Status;
+pub(crate) use strict::{has_environment, variable};
 
 /// The words that hold the real addresses, one per row that is hooked or called.
 pub mod slots {

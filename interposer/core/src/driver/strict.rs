@@ -17,8 +17,8 @@ unsafe extern "C" {
     static environ: *const *const c_char;
 }
 
-/// The value of a variable, from the environment as it is now.
-fn variable(name: &str) -> Option<&'static [u8]> {
+/// The value of a variable, from the environment as it is now. Calls nothing and allocates nothing.
+pub fn variable(name: &str) -> Option<&'static [u8]> {
     // SAFETY: a word of the C library's; null before it has started.
     let mut entry = unsafe { environ };
     if entry.is_null() {
@@ -41,6 +41,12 @@ fn variable(name: &str) -> Option<&'static [u8]> {
     }
 }
 
+/// Whether the C library has started far enough for there to be an environment.
+pub fn has_environment() -> bool {
+    // SAFETY: a word of the C library's.
+    !unsafe { environ }.is_null()
+}
+
 /// What the variables and the library's own role make of it. A value that cannot be read is strict:
 /// `cuInit` refuses it anyway.
 fn decide(role: Option<Role>, strict: Option<&[u8]>, disable: Option<&[u8]>) -> bool {
@@ -61,8 +67,7 @@ pub fn is_strict() -> bool {
                 variable(names::ENV_STRICT),
                 variable(names::ENV_DISABLE),
             );
-            // SAFETY: as in `variable`.
-            if !unsafe { environ }.is_null() {
+            if has_environment() {
                 MODE.store(if strict { 2 } else { 1 }, Ordering::Relaxed);
             }
             strict
@@ -74,8 +79,7 @@ pub fn is_strict() -> bool {
 pub fn refused(name: &CStr) {
     if is_strict() {
         // Nobody has read this one if CUDA has not started.
-        let level = variable(names::ENV_LOG);
-        say::set_level(level.and_then(|level| core::str::from_utf8(level).ok()));
+        say::set_level_from_environment();
         say::warning!(
             "{} is refused: the driver has it, this library does not know it ({})",
             name.to_str().unwrap_or("?"),

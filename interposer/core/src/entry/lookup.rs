@@ -27,6 +27,7 @@ use super::Exports;
 use crate::driver::library::real_dlsym;
 use crate::driver::{Object, loaded_function, object_of, own_role, strict, unknown};
 use crate::table::{Library, Row};
+use crate::trace;
 use core::ffi::{CStr, c_char, c_void};
 use core::ptr::null_mut;
 use spillway_protocol::note::Role;
@@ -59,6 +60,66 @@ impl Answer {
 /// # Safety
 /// `name` is a C string.
 pub unsafe extern "C" fn lookup(
+    handle: *mut c_void,
+    name: *const c_char,
+    caller: *const (),
+    exports: &'static Exports,
+) -> Answer {
+    // SAFETY: the caller's promise.
+    let answer = unsafe { decide(handle, name, caller, exports) };
+    if trace::is_on() {
+        // SAFETY: as above.
+        return recorded(
+            answer,
+            handle,
+            unsafe { CStr::from_ptr(name) },
+            caller,
+            exports,
+        );
+    }
+    answer
+}
+
+/// The function that records the call, where the caller gets an export or the driver's own function.
+#[cold]
+fn recorded(
+    answer: Answer,
+    handle: *mut c_void,
+    symbol: &CStr,
+    caller: *const (),
+    exports: &'static Exports,
+) -> Answer {
+    let Some((row, known)) = crate::table::find(symbol.to_bytes()) else {
+        return answer;
+    };
+    if known.library != Library::CUDA
+        || matches!(object_of(caller), Object::Driver(_) | Object::Companion)
+    {
+        return answer;
+    }
+    let is_recorded = if answer.decided == 1 {
+        answer.address == exports.driver[row].cast() && !answer.address.is_null()
+    } else if handle == libc::RTLD_NEXT {
+        // What follows the caller is not ours to ask for.
+        false
+    } else {
+        real_dlsym().is_some_and(|dlsym| {
+            // SAFETY: the application's own handle, and a C string.
+            let found = unsafe { dlsym(handle, symbol.as_ptr()) };
+            object_of(found.cast_const().cast()) == Object::Driver(Library::CUDA)
+        })
+    };
+    match trace::wrapper(exports, row) {
+        Some(wrapper) if is_recorded => Answer::address(wrapper.cast()),
+        _ => answer,
+    }
+}
+
+/// As [`lookup`], without a look at whether calls are recorded.
+///
+/// # Safety
+/// As there.
+unsafe fn decide(
     handle: *mut c_void,
     name: *const c_char,
     caller: *const (),

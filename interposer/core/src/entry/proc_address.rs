@@ -89,7 +89,12 @@ unsafe fn substitute(
     }
     match find(map(), real as usize, asked) {
         Some(row) => {
-            let export = exports.driver[row];
+            let recorded = if crate::trace::is_on() {
+                crate::trace::wrapper(exports, row)
+            } else {
+                None
+            };
+            let export = recorded.unwrap_or(exports.driver[row]);
             if !export.is_null() {
                 // SAFETY: as above.
                 unsafe { *function = export.cast_mut().cast() };

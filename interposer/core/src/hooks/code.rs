@@ -165,6 +165,14 @@ pub unsafe fn cuKernelGetFunction(
 }
 
 pub unsafe fn cuCtxSetLimit(real: sig::cuCtxSetLimit, limit: u32, value: usize) -> Status {
+    /// `CU_LIMIT_MAX_L2_FETCH_GRANULARITY`, `CU_LIMIT_PERSISTING_L2_CACHE_SIZE`: of the cache, not of memory. Programs
+    /// set them between launches.
+    const OF_CACHE: [u32; 2] = [5, 6];
+    if OF_CACHE.contains(&limit) {
+        let _inside = gate::enter();
+        // SAFETY: the application's own call.
+        return unsafe { real(limit, value) };
+    }
     let mut before = 0;
     // SAFETY: the driver fills one integer.
     let known = unsafe { call::cuCtxGetLimit(&raw mut before, limit) }.is_success();

@@ -11,6 +11,7 @@ use crate::gate;
 use crate::lock;
 use crate::runtime::{self, Runtime};
 use crate::table::sig;
+use crate::trace;
 use crate::vmm;
 
 use super::limited;
@@ -20,6 +21,9 @@ pub unsafe fn cuInit(real: sig::cuInit, Flags: u32) -> Status {
     let status = unsafe { real(Flags) };
     if !status.is_success() {
         return status;
+    }
+    if trace::is_bypassed() {
+        trace::say_bypassed();
     }
     match runtime::start() {
         Ok(()) => Status::SUCCESS,
@@ -335,14 +339,17 @@ pub unsafe fn cuStreamDestroy(real: sig::cuStreamDestroy, hStream: *mut c_void) 
     destroy_stream(hStream, || unsafe { real(hStream) })
 }
 
-/// A stream's name among the captures: default streams differ by thread.
+/// A stream's name among the captures: default streams differ by thread. Of those only the thread's own captures,
+/// and a per-thread entry point names it by null, too.
 fn capture_key(stream: *mut c_void) -> (usize, u64) {
-    if stream as usize > 2 {
+    /// `CU_STREAM_PER_THREAD`
+    const PER_THREAD: usize = 2;
+    if stream as usize > PER_THREAD {
         return (stream as usize, 0);
     }
     // SAFETY: no pointers are involved.
     let thread = unsafe { libc::gettid() };
-    (stream as usize, u64::try_from(thread).unwrap_or(1))
+    (PER_THREAD, u64::try_from(thread).unwrap_or(1))
 }
 
 /// Begins a capture inside the gate: a process that captures is not moved.

@@ -68,8 +68,13 @@ fn nodes(graph: *mut c_void) -> Vec<*mut c_void> {
     nodes
 }
 
-/// Adds up what the memory nodes of a graph and of the graphs in it allocate.
-fn add_needs(runtime: &Runtime, graph: *mut c_void, depth: u32, needs: &mut Needs) {
+/// What the memory nodes of a graph and of the graphs in it allocate, as [`graphs::needs_of`] takes it.
+fn add_nodes(
+    runtime: &Runtime,
+    graph: *mut c_void,
+    depth: u32,
+    found: &mut Vec<(usize, u64, u64)>,
+) {
     for node in nodes(graph) {
         let mut kind = u32::MAX;
         // SAFETY: a node that the driver has just named; it fills one integer.
@@ -81,7 +86,7 @@ fn add_needs(runtime: &Runtime, graph: *mut c_void, depth: u32, needs: &mut Need
             // SAFETY: a child node; the driver fills one handle.
             let got = unsafe { call::cuGraphChildGraphNodeGetGraph(node, &raw mut child) };
             if got.is_success() {
-                add_needs(runtime, child, depth + 1, needs);
+                add_nodes(runtime, child, depth + 1, found);
             }
         } else if kind == NODE_ALLOC {
             let mut params = core::mem::MaybeUninit::<AllocNode>::zeroed();
@@ -96,32 +101,45 @@ fn add_needs(runtime: &Runtime, graph: *mut c_void, depth: u32, needs: &mut Need
             if params.location_type == LOCATION_DEVICE
                 && let Some(device) = runtime.device_index(params.location_id)
             {
-                let bytes = granules_up(params.bytes as u64);
-                match needs.iter_mut().find(|(known, _)| *known == device) {
-                    Some((_, sum)) => *sum = sum.saturating_add(bytes),
-                    None => needs.push((device, bytes)),
-                }
+                found.push((device, params.ptr, params.bytes as u64));
             }
         }
     }
 }
 
-/// Instantiates inside the gate, and notes what the graph's memory nodes will need.
+/// What a graph's memory nodes need.
+fn needs_of(runtime: &Runtime, graph: *mut c_void) -> Needs {
+    let mut found = Vec::new();
+    add_nodes(runtime, graph, 0, &mut found);
+    graphs::needs_of(found)
+}
+
+/// Instantiates inside the gate, and notes what the graph's memory nodes will need; takes it at once, if the
+/// graph is uploaded with it.
 unsafe fn instantiate(
     out: *mut *mut c_void,
     graph: *mut c_void,
-    make: impl FnOnce() -> Status,
+    uploads: bool,
+    mut make: impl FnMut() -> Status,
 ) -> Status {
-    let inside = gate::enter();
-    let status = make();
-    drop(inside);
+    let taking = limited().filter(|_| uploads && graphs::any_node());
+    let taking = taking.map(|runtime| (runtime, needs_of(runtime, graph)));
+    let status = match taking.filter(|(_, needs)| !needs.is_empty()) {
+        Some((runtime, needs)) => {
+            runtime.has_stores.store(true, SeqCst);
+            submit_with_memory(runtime, &needs, make)
+        }
+        None => {
+            let _inside = gate::enter();
+            make()
+        }
+    };
     if status.is_success()
         && graphs::any_node()
         && !out.is_null()
         && let Some(runtime) = limited()
     {
-        let mut needs = Needs::new();
-        add_needs(runtime, graph, 0, &mut needs);
+        let needs = needs_of(runtime, graph);
         // SAFETY: checked against null, written by the driver.
         let exec = unsafe { *out } as usize;
         let mut known = lock(&runtime.graphs);
@@ -136,27 +154,39 @@ unsafe fn instantiate(
     status
 }
 
+/// Whether a graph is uploaded as it is instantiated.
+///
+/// # Safety
+/// `params` is null or the application's `CUDA_GRAPH_INSTANTIATE_PARAMS`, which begins with the flags.
+unsafe fn uploads(params: *mut c_void) -> bool {
+    /// `CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD`
+    const UPLOAD: u64 = 2;
+    // SAFETY: the caller's promise.
+    !params.is_null() && unsafe { params.cast::<u64>().read_unaligned() } & UPLOAD != 0
+}
+
 macro_rules! instantiations {
-    ($($name:ident ($($argument:ident: $type:ty),*);)*) => {$(
+    ($($name:ident ($($argument:ident: $type:ty),*) $uploads:expr;)*) => {$(
         pub unsafe fn $name(
             real: sig::$name,
             phGraphExec: *mut *mut c_void,
             hGraph: *mut c_void,
             $($argument: $type),*
         ) -> Status {
-            // SAFETY: the application's own call.
+            // SAFETY: the application's own call and arguments.
             unsafe {
-                instantiate(phGraphExec, hGraph, || real(phGraphExec, hGraph, $($argument),*))
+                let uploads = $uploads;
+                instantiate(phGraphExec, hGraph, uploads, || real(phGraphExec, hGraph, $($argument),*))
             }
         }
     )*};
 }
 instantiations! {
-    cuGraphInstantiate (phErrorNode: *mut *mut c_void, logBuffer: *mut c_char, bufferSize: usize);
-    cuGraphInstantiate_v2 (phErrorNode: *mut *mut c_void, logBuffer: *mut c_char, bufferSize: usize);
-    cuGraphInstantiateWithFlags (flags: u64);
-    cuGraphInstantiateWithParams (instantiateParams: *mut c_void);
-    cuGraphInstantiateWithParams_ptsz (instantiateParams: *mut c_void);
+    cuGraphInstantiate (phErrorNode: *mut *mut c_void, logBuffer: *mut c_char, bufferSize: usize) false;
+    cuGraphInstantiate_v2 (phErrorNode: *mut *mut c_void, logBuffer: *mut c_char, bufferSize: usize) false;
+    cuGraphInstantiateWithFlags (flags: u64) false;
+    cuGraphInstantiateWithParams (instantiateParams: *mut c_void) uploads(instantiateParams);
+    cuGraphInstantiateWithParams_ptsz (instantiateParams: *mut c_void) uploads(instantiateParams);
 }
 
 pub unsafe fn cuGraphExecDestroy(real: sig::cuGraphExecDestroy, hGraphExec: *mut c_void) -> Status {
@@ -206,7 +236,8 @@ fn submit_with_memory(
             Ok(()) | Err(Unmade::Over) => return Status::SUCCESS,
             Err(Unmade::Failed(why)) => return why,
             // An earlier launch may be about to give back what this one needs.
-            Err(Unmade::Refused) if !waited => {
+            // Not while a stream captures, which that would spoil.
+            Err(Unmade::Refused) if !waited && !runtime.glance.capturing() => {
                 waited = true;
                 // SAFETY: no pointers are involved.
                 if let Err(why) = unsafe { call::cuCtxSynchronize() }.ok() {

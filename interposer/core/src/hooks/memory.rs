@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use crate::driver::Status;
+use crate::driver::{Status, call};
 use crate::handles::Other;
 use crate::heap::Place;
 use crate::lock;
@@ -184,6 +184,7 @@ pub(super) fn destroy_other(
     key: u64,
     destroy: impl FnOnce() -> Status,
 ) -> Status {
+    let _changing = runtime.changing();
     let (other, external) = {
         let mut handles = lock(&runtime.handles);
         (handles.take_other(key), handles.external_destroying(key))
@@ -215,6 +216,13 @@ pub unsafe fn cuMemFree_v2(real: sig::cuMemFree_v2, dptr: u64) -> Status {
         // SAFETY: the application's own call.
         return unsafe { real(dptr) };
     };
+    let mut context = std::ptr::null_mut();
+    // SAFETY: the driver fills one handle.
+    let current = unsafe { call::cuCtxGetCurrent(&raw mut context) };
+    if current.is_success() && context.is_null() {
+        // The driver frees nothing then, whatever is ours.
+        return Status::INVALID_CONTEXT;
+    }
     if let Some(status) = runtime.free(dptr) {
         return status;
     }

@@ -3,8 +3,10 @@
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use std::sync::atomic::Ordering::SeqCst;
 
 use cudarc::driver::sys;
+use spillway_protocol::granules_up;
 
 use crate::driver::{Status, call};
 use crate::gate;
@@ -90,6 +92,12 @@ pub unsafe fn cuMemImportFromShareableHandle(
         // SAFETY: checked against null, written by the driver.
         let handle = unsafe { *handle };
         if let Some(device) = device_of_handle(runtime, handle) {
+            if runtime.is_full(device) {
+                runtime.observed.refused.fetch_add(1, SeqCst);
+                // SAFETY: imported above; the application has not been told of it.
+                let _ = unsafe { call::cuMemRelease(handle) };
+                return Status::OUT_OF_MEMORY;
+            }
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "a descriptor, passed as a pointer"
@@ -221,6 +229,7 @@ fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
     {
         runtime.unhold(key);
     }
+    let _changing = closing.as_ref().map(|(runtime, _)| runtime.changing());
     let status = close();
     if let Some((runtime, closing)) = closing {
         if !status.is_success() {
@@ -278,6 +287,8 @@ pub unsafe fn cuMemPoolImportPointer(
         Ok(0) => status,
         Ok(charged) => {
             let context = runtime.current().map_or(0, |(context, _)| context);
+            // In whole granules, as it is charged: what is smaller is given back as a part of one.
+            let charged = granules_up(charged);
             lock(&runtime.heap).add_driver((ptr, charged), device, context, 0, Place::Driver);
             status
         }

@@ -53,6 +53,7 @@ pub unsafe fn cuMemCreate(
 pub unsafe fn cuMemRelease(real: sig::cuMemRelease, handle: u64) -> Status {
     let releasing =
         limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).releasing(handle)?)));
+    let _changing = releasing.as_ref().map(|(runtime, _)| runtime.changing());
     // SAFETY: the application's own call.
     let status = unsafe { real(handle) };
     if let Some((runtime, releasing)) = releasing {
@@ -116,6 +117,7 @@ pub unsafe fn cuMemUnmap(real: sig::cuMemUnmap, ptr: u64, size: usize) -> Status
     if limited().is_some_and(|runtime| super::report::ours(runtime, ptr).is_some()) {
         return Status::INVALID_VALUE;
     }
+    let _changing = limited().map(Runtime::changing);
     // SAFETY: the application's own call.
     let status = unsafe { real(ptr, size) };
     if let (true, Some(runtime)) = (status.is_success(), limited()) {

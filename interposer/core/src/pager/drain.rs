@@ -163,7 +163,8 @@ impl Worker {
                 self.runtime.reap_deferred();
                 let kept = std::mem::take(&mut *lock(&self.runtime.kept));
                 for alloc in kept {
-                    self.runtime.finish(&alloc);
+                    // By way of its pool, whose figures count it until then.
+                    self.runtime.retire(&alloc);
                 }
                 Ok(())
             }

@@ -4,7 +4,6 @@
 //! One thread reads. Application threads that need an answer wait on a condition variable, outside
 //! the gate and holding no lock.
 
-mod descriptor;
 mod holds;
 mod join;
 mod page;
@@ -21,7 +20,7 @@ use spillway_protocol::message::{FromProcess, Register, ToProcess, outcome};
 use spillway_protocol::names;
 use spillway_protocol::page::{Desired, Observed, State, state, unswappable};
 
-pub use descriptor::Descriptor;
+pub use crate::descriptor::Descriptor;
 pub use join::StartError;
 pub use page::map;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use spillway_protocol::page::{DESIRED_MAGIC, Desired, OBSERVED_MAGIC, Observed, PAGE_BYTES};
 
-use super::descriptor::Descriptor;
+use crate::descriptor::Descriptor;
 
 /// Maps `bytes` of a memfd, shared.
 pub fn map(fd: &Descriptor, bytes: usize, writable: bool) -> io::Result<*mut libc::c_void> {

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use spillway_protocol::MAX_MESSAGE;
 
-use super::descriptor::Descriptor;
+use crate::descriptor::Descriptor;
 
 /// Connects; the socket is blocking. Connecting and sending take at most `timeout` each.
 pub fn open(path: &Path, timeout: Duration) -> io::Result<Descriptor> {

@@ -24,6 +24,7 @@ cases!("context":
     synchronize_waits_for_every_stream,
     limits_and_priorities_are_known,
     free_works_from_another_context,
+    free_needs_a_current_context,
 );
 
 /// A thread starts with no context; work there fails with INVALID_CONTEXT.
@@ -287,6 +288,20 @@ fn limits_and_priorities_are_known() -> Outcome {
     let mut version = 0;
     ok!(cuCtxGetApiVersion(gpu.context, &mut version));
     observe!("API version of the primary context {version}");
+    Ok(())
+}
+
+/// Without a current context nothing is freed: INVALID_CONTEXT.
+/// Source: NVIDIA CUDA Driver API, Memory Management, cuMemFree, return values.
+fn free_needs_a_current_context() -> Outcome {
+    let gpu = Gpu::start()?;
+    let (small, large) = (alloc(4096)?, alloc(4 * MIB)?);
+    ok!(cuCtxSetCurrent(0));
+    is!(cuMemFree_v2(small), INVALID_CONTEXT);
+    is!(cuMemFree_v2(large), INVALID_CONTEXT);
+    ok!(cuCtxSetCurrent(gpu.context));
+    ok!(cuMemFree_v2(small));
+    ok!(cuMemFree_v2(large));
     Ok(())
 }
 

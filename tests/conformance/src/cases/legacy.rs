@@ -122,6 +122,8 @@ fn old_copies_and_fills_do_what_they_say() -> Outcome {
 /// Source: NVIDIA CUDA Driver API, Memory Management, cuArrayCreate.
 fn old_arrays_take_memory_and_give_it_back() -> Outcome {
     let gpu = Gpu::start()?;
+    // What other processes held has come back.
+    quiet()?;
     let old = old_context(&gpu)?;
     let mut array = 0;
     let (mut free, mut total, mut now) = (0, 0, 0);
