@@ -82,6 +82,15 @@ pub unsafe fn cuMemImportFromShareableHandle(
     osHandle: *mut c_void,
     shHandleType: u32,
 ) -> Status {
+    // Before, since nothing is to be held for a moment either; on which device it lies shows afterwards.
+    if let Some(runtime) = limited() {
+        let current = runtime.current().ok().map(|(_, device)| device);
+        let full = |device| runtime.is_full(device);
+        if current.map_or_else(|| (0..runtime.devices.len()).any(full), full) {
+            runtime.observed.refused.fetch_add(1, SeqCst);
+            return Status::OUT_OF_MEMORY;
+        }
+    }
     let inside = gate::enter();
     // SAFETY: the application's own call.
     let status = unsafe { real(handle, osHandle, shHandleType) };
@@ -92,12 +101,6 @@ pub unsafe fn cuMemImportFromShareableHandle(
         // SAFETY: checked against null, written by the driver.
         let handle = unsafe { *handle };
         if let Some(device) = device_of_handle(runtime, handle) {
-            if runtime.is_full(device) {
-                runtime.observed.refused.fetch_add(1, SeqCst);
-                // SAFETY: imported above; the application has not been told of it.
-                let _ = unsafe { call::cuMemRelease(handle) };
-                return Status::OUT_OF_MEMORY;
-            }
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "a descriptor, passed as a pointer"
