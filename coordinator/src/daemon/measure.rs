@@ -26,6 +26,8 @@ pub struct Overhead {
     sure: u64,
     /// By the last sample.
     last: u64,
+    /// The process has asked, and one sample showed less.
+    unsure: bool,
 }
 
 impl Daemon {
@@ -122,7 +124,8 @@ impl Daemon {
     /// in order first.
     ///
     /// A program may have given memory back to the driver before that is in its books: less overhead than when
-    /// it last asked counts when two samples in a row show it, and no longer than samples show it.
+    /// it last asked counts when two samples in a row show it, and no longer than samples show it. Also when it
+    /// asks: other threads of it go on meanwhile. Its answer waits for the second sample.
     fn overhead(
         &mut self,
         whose: (ProcessId, DeviceId),
@@ -133,12 +136,21 @@ impl Daemon {
         let known = self.overheads.entry(whose).or_insert(Overhead {
             sure: before,
             last: before,
+            unsure: false,
         });
         let now = overhead(known.sure, most, maybe);
         let last = std::mem::replace(&mut known.last, now);
-        if asked || now >= known.sure {
+        if now >= known.sure {
             known.sure = now;
+            known.unsure = false;
             return now;
+        }
+        if asked {
+            known.unsure = !known.unsure;
+            if !known.unsure {
+                known.sure = last.max(now);
+            }
+            return known.sure;
         }
         if last > now {
             self.sample_soon();
@@ -240,11 +252,18 @@ impl Daemon {
 
     fn answer_refreshes(&mut self, sample: &Sample) {
         let time = now();
+        let unsure: Vec<ProcessId> = self
+            .overheads
+            .iter()
+            .filter(|(_, known)| known.unsure)
+            .map(|(&(id, _), _)| id)
+            .collect();
         let (done, wait): (Vec<_>, Vec<_>) = std::mem::take(&mut self.refreshing)
             .into_iter()
             .partition(|refreshing| {
                 let valid = sample.began >= refreshing.since
-                    && matches!(sample.held.get(&refreshing.session), Some(Some(_)));
+                    && matches!(sample.held.get(&refreshing.session), Some(Some(_)))
+                    && !unsure.contains(&refreshing.session);
                 valid || time.saturating_sub(refreshing.since) >= REFRESH_AT_MOST
             });
         self.refreshing = wait;
