@@ -7,6 +7,8 @@ test-bin/ (the measured programs; the simulated driver where it is used). With S
 import collections, http.client, json, os, shutil, signal, socket, statistics, subprocess, tempfile, threading, time
 from pathlib import Path
 
+from daemon_api import Api
+
 MiB, GiB = 1 << 20, 1 << 30
 SIMULATED = "SPILLWAY_SIM_DIR" in os.environ
 
@@ -185,17 +187,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 raise Failed(f"{self.name} does not end") from None
         self.machine.programs.remove(self.program)
-
-
-class Api(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("spillway", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
 
 
 class Machine:

@@ -7,8 +7,10 @@ Run by gpu-check. ARCHIVE is an unpacked release. Uses at most 16 GiB of the fir
 slice): the daemon is told so by --capacity. Writes DIR/e2e.json after every case, and the logs of all
 programs. A case that fails does not stop the others. Exit code 1 if one failed.
 """
-import argparse, http.client, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+import argparse, http.client, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
+
+from daemon_api import Api
 
 MiB, GiB = 1 << 20, 1 << 30
 GRANULE = 2 * MiB
@@ -21,17 +23,6 @@ class Failed(Exception):
 def need(condition, text):
     if not condition:
         raise Failed(text)
-
-
-class Api(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("spillway", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
 
 
 class Skipped(Exception):

@@ -1,6 +1,8 @@
 """What gpu-models.py and gpu-peers.py share: programs driven by lines, the daemon, cases that are bounded and reported."""
-import argparse, collections, http.client, json, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, threading, time
+import argparse, collections, http.client, json, os, shutil, signal, statistics, subprocess, sys, tempfile, threading, time
 from pathlib import Path
+
+from daemon_api import Api
 
 MiB, GiB = 1 << 20, 1 << 30
 CHILD = Path(__file__).resolve().parent / "gpu-llm-child.py"
@@ -130,17 +132,6 @@ class Child:
         if self.child.poll() is None:
             self.child.kill()
             self.child.wait()
-
-
-class Api(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("spillway", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
 
 
 class Daemon:
