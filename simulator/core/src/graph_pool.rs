@@ -484,6 +484,8 @@ pub fn trim(driver: &Driver, gpu: u32) {
         .map(|(id, _)| *id)
         .collect();
     let gone: Vec<_> = ids.iter().filter_map(|id| frames.remove(id)).collect();
+    // The device has the memory back before the figure falls: who reads it may rely on it.
+    let gone: Vec<_> = gone.into_iter().map(|frame| frame.last).collect();
     drop(pools);
     drop((units, gone));
 }

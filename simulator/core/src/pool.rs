@@ -46,6 +46,8 @@ struct State {
     used_high: u64,
     /// Whole frames of its own allocations; the blocks of small ones come on top.
     large: u64,
+    /// Of these, what is being given back: it counts as reserved until the device has it.
+    trimming: u64,
     reserved_high: u64,
     /// What each GPU may do with its memory.
     access: [u8; GPUS_MAX],
@@ -229,15 +231,15 @@ impl Pool {
     /// Gives memory back to the device until no more than `keep` bytes are reserved.
     pub fn trim(&self, driver: &Driver, keep: u64) {
         loop {
-            let start = {
+            let (start, length) = {
                 let mut state = lock(&self.state);
-                if self.reserved(&state) <= keep {
+                if self.reserved(&state) - state.trimming <= keep {
                     return;
                 }
                 let Some((start, length)) = state.cache.pop() else {
                     return;
                 };
-                state.large -= length;
+                state.trimming += length;
                 let allocation = Allocation {
                     start,
                     length,
@@ -247,9 +249,12 @@ impl Pool {
                     id: 0,
                 };
                 write(&driver.space).allocations.insert(start, allocation);
-                start
+                (start, length)
             };
             let _ = classic::free(driver, start, &self.blocks);
+            let mut state = lock(&self.state);
+            state.trimming -= length;
+            state.large -= length;
         }
     }
 

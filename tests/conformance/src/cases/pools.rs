@@ -13,6 +13,7 @@ cases!("pools":
     figures_of_a_pool_add_up,
     high_watermarks_are_reset_to_zero_only,
     a_threshold_keeps_memory_until_trimmed,
+    reserved_falls_when_the_device_has_the_memory,
     pools_of_ones_own,
     the_current_pool_can_be_changed,
     out_of_memory_is_answered_at_once,
@@ -180,6 +181,44 @@ fn a_threshold_keeps_memory_until_trimmed() -> Outcome {
     check!(figure(pool, RESERVED)? == 0, "reserved {} after trimming", figure(pool, RESERVED)?);
     let after = wait_free(before - 2 * MIB, Duration::from_secs(2))?;
     check!(after + 2 * MIB >= before, "free was {before}, is {after}");
+    Ok(())
+}
+
+/// What a pool has reserved falls no earlier than the device has the memory back: who reads the figure may give
+/// the memory to somebody else at once. Source: an assumption of ours, without which such a reader could
+/// have more than is there.
+fn reserved_falls_when_the_device_has_the_memory() -> Outcome {
+    const PIECE: usize = 4 * MIB;
+    const PIECES: usize = 24;
+    let (gpu, stream) = start()?;
+    let pool = default_pool(&gpu)?;
+    let before = quiet()?;
+    for round in 0..40 {
+        let mut pieces = Vec::new();
+        for _ in 0..PIECES {
+            pieces.push(alloc_async(PIECE, stream)?);
+        }
+        for piece in pieces {
+            ok!(cuMemFreeAsync(piece, stream));
+        }
+        std::thread::scope(|scope| {
+            let context = gpu.context;
+            let giver = scope.spawn(move || {
+                ok!(cuCtxSetCurrent(context));
+                ok!(cuStreamSynchronize(stream));
+                Ok(())
+            });
+            while !giver.is_finished() {
+                let reserved = figure(pool, RESERVED)? as usize;
+                let gone = before.saturating_sub(free_bytes()?);
+                check!(
+                    gone <= reserved + PIECE / 2,
+                    "round {round}: {reserved} bytes reserved, and then {gone} are not back"
+                );
+            }
+            giver.join().unwrap_or_else(|_| Err(Stop::Fail("a thread panicked".into())))
+        })?;
+    }
     Ok(())
 }
 
