@@ -165,7 +165,7 @@ impl Runtime {
         }
         let over = lock(&self.pools).over_threshold();
         for alloc in &over {
-            self.finish(alloc);
+            self.leave(alloc);
         }
     }
 
@@ -274,8 +274,8 @@ impl Runtime {
             gone
         };
         for entry in gone {
-            lock(&self.pools).gone(&entry.alloc);
             self.finish(&entry.alloc);
+            lock(&self.pools).gone(&entry.alloc);
         }
     }
 

@@ -329,8 +329,8 @@ impl Runtime {
             self.pool_frees.store(true, SeqCst);
             self.look_at_pool(alloc.pool);
         } else {
-            lock(&self.pools).gone(alloc);
             self.uncharge(alloc.device, alloc.bytes);
+            lock(&self.pools).gone(alloc);
         }
     }
 
@@ -338,7 +338,15 @@ impl Runtime {
     /// it any more.
     pub fn retire(&self, alloc: &Alloc) {
         if alloc.pool == 0 || !lock(&self.pools).keep(alloc) {
-            self.finish(alloc);
+            self.leave(alloc);
+        }
+    }
+
+    /// The same for what its pool does not keep.
+    pub fn leave(&self, alloc: &Alloc) {
+        self.finish(alloc);
+        if alloc.pool != 0 {
+            lock(&self.pools).left(alloc);
         }
     }
 
@@ -389,7 +397,7 @@ impl Runtime {
     pub fn drop_kept(&self, which: impl Fn(&Alloc) -> bool) -> bool {
         let kept = lock(&self.pools).take_all_kept(which);
         for alloc in &kept {
-            self.finish(alloc);
+            self.leave(alloc);
         }
         !kept.is_empty()
     }
@@ -422,12 +430,15 @@ impl Runtime {
         self.forget_deferred_of(context);
         lock(&self.kept).retain(|alloc| alloc.context != context);
         // Their blocks are the context's, and go with it below.
-        drop(lock(&self.pools).take_all_kept(|alloc| alloc.context == context));
+        let kept = lock(&self.pools).take_all_kept(|alloc| alloc.context == context);
         lock(&self.contexts).remove(context);
         self.standing_gone(context);
         let (blocks, allocs) = lock(&self.heap).take_context(context);
         for block in blocks {
             self.release_block(block);
+        }
+        for alloc in &kept {
+            lock(&self.pools).left(alloc);
         }
         for alloc in &allocs {
             if alloc.place == Place::Driver {

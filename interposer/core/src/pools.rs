@@ -40,6 +40,8 @@ struct Own {
     used: u64,
     used_high: u64,
     kept_bytes: u64,
+    /// On its way back to the device: reserved until it is there.
+    leaving: u64,
     reserved_high: u64,
     /// Freed, and kept for the next allocation of the same size; the oldest first.
     kept: Vec<Alloc>,
@@ -48,7 +50,11 @@ struct Own {
 impl Own {
     fn mark(&mut self) {
         self.used_high = self.used_high.max(self.used);
-        self.reserved_high = self.reserved_high.max(self.used + self.kept_bytes);
+        self.reserved_high = self.reserved_high.max(self.reserved());
+    }
+
+    fn reserved(&self) -> u64 {
+        self.used + self.kept_bytes + self.leaving
     }
 }
 
@@ -202,7 +208,8 @@ impl Pools {
         }
     }
 
-    /// A taken allocation of an own pool is finished: whether the pool keeps it, below its threshold.
+    /// A taken allocation of an own pool is finished: whether the pool keeps it, below its threshold. If not,
+    /// it leaves: see [`Pools::left`].
     pub fn keep(&mut self, alloc: &Alloc) -> bool {
         let bytes = rounded(alloc);
         let Some(own) = self.own(alloc.pool) else {
@@ -215,8 +222,17 @@ impl Pools {
         if keep {
             own.kept.push(*alloc);
             own.kept_bytes += bytes;
+        } else {
+            own.leaving += bytes;
         }
         keep
+    }
+
+    /// The device has back what [`Pools::keep`] did not keep, or what was taken out of what is kept.
+    pub fn left(&mut self, alloc: &Alloc) {
+        if let Some(own) = self.own(alloc.pool) {
+            own.leaving = own.leaving.saturating_sub(rounded(alloc));
+        }
     }
 
     /// An allocation of an own pool is gone, whatever its threshold.
@@ -237,7 +253,8 @@ impl Pools {
         Some(alloc)
     }
 
-    /// Takes kept memory out until the pool has no more than `keep` bytes, for the caller to release.
+    /// Takes kept memory out until the pool has no more than `keep` bytes, for the caller to release; see
+    /// [`Pools::left`].
     #[must_use]
     pub fn trim(&mut self, handle: u64, keep: u64) -> Vec<Alloc> {
         let mut out = Vec::new();
@@ -245,20 +262,23 @@ impl Pools {
             while own.used + own.kept_bytes > keep && !own.kept.is_empty() {
                 let alloc = own.kept.remove(0);
                 own.kept_bytes -= rounded(&alloc);
+                own.leaving += rounded(&alloc);
                 out.push(alloc);
             }
         }
         out
     }
 
-    /// Takes out all kept memory that `which` says, for the caller to release.
+    /// Takes out all kept memory that `which` says, for the caller to release; see [`Pools::left`].
     #[must_use]
     pub fn take_all_kept(&mut self, which: impl Fn(&Alloc) -> bool) -> Vec<Alloc> {
         let mut out = Vec::new();
         for pool in self.known.values_mut() {
             if let Kind::Own(own) = &mut pool.kind {
                 out.extend(own.kept.extract_if(.., |alloc| which(alloc)));
-                own.kept_bytes = own.kept.iter().map(rounded).sum();
+                let kept = own.kept.iter().map(rounded).sum();
+                own.leaving += own.kept_bytes - kept;
+                own.kept_bytes = kept;
             }
         }
         out
@@ -270,7 +290,7 @@ impl Pools {
         let own = self.own(handle)?;
         match which {
             // The driver reserves whole pages of a device.
-            attribute::RESERVED_CURRENT => Some(granules_up(own.used + own.kept_bytes)),
+            attribute::RESERVED_CURRENT => Some(granules_up(own.reserved())),
             attribute::RESERVED_HIGH => Some(granules_up(own.reserved_high)),
             attribute::USED_CURRENT => Some(own.used),
             attribute::USED_HIGH => Some(own.used_high),
@@ -284,7 +304,7 @@ impl Pools {
             match which {
                 attribute::RELEASE_THRESHOLD => own.threshold = value,
                 // It accepts no other value than 0; as it is reset, it shows what is now.
-                attribute::RESERVED_HIGH => own.reserved_high = own.used + own.kept_bytes,
+                attribute::RESERVED_HIGH => own.reserved_high = own.reserved(),
                 attribute::USED_HIGH => own.used_high = own.used,
                 _ => {}
             }
@@ -357,14 +377,19 @@ mod tests {
         assert!(pools.keep(&alloc(2, 4 * MIB)));
         assert_eq!(
             pools.attribute(7, attribute::RESERVED_CURRENT),
-            Some(4 * MIB)
+            Some(8 * MIB),
+            "one is kept, one has not left yet"
         );
         assert_eq!(pools.take_kept(7, 2, 4 * MIB), None, "another context's");
         assert_eq!(pools.take_kept(7, 1, 2 * MIB), None, "another size");
         assert_eq!(pools.take_kept(7, 1, 4 * MIB), Some(alloc(2, 4 * MIB)));
         assert!(pools.keep(&alloc(2, 4 * MIB)));
         assert_eq!(pools.trim(7, 0), vec![alloc(2, 4 * MIB)]);
-        assert_eq!(pools.attribute(7, attribute::RESERVED_CURRENT), Some(0));
+        let reserved = |pools: &mut Pools| pools.attribute(7, attribute::RESERVED_CURRENT);
+        assert_eq!(reserved(&mut pools), Some(8 * MIB), "until they are there");
+        pools.left(&alloc(1, 4 * MIB));
+        pools.left(&alloc(2, 4 * MIB));
+        assert_eq!(reserved(&mut pools), Some(0));
     }
 
     #[test]

@@ -262,7 +262,7 @@ pub unsafe fn cuMemPoolTrimTo(
         runtime.reap_deferred();
         let trimmed = lock(&runtime.pools).trim(pool as u64, minBytesToKeep as u64);
         for alloc in &trimmed {
-            runtime.finish(alloc);
+            runtime.leave(alloc);
         }
         runtime.look_at_pool(pool as u64);
     }
