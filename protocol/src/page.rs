@@ -40,8 +40,10 @@ pub struct DesiredDevice {
     pub overhead: AtomicU64,
     /// What the workload's other processes use here, with their overhead, in bytes.
     pub others: AtomicU64,
+    /// What a context has cost others of these here, at most, in bytes; 0: not known.
+    pub context: AtomicU64,
     /// Reserved for later versions; zero.
-    pub reserved: [AtomicU64; 3],
+    pub reserved: [AtomicU64; 2],
 }
 
 /// The coordinator's page.
@@ -87,8 +89,10 @@ pub struct ObservedDevice {
     /// Bytes in `used` or elsewhere charged that the driver may or may not show as held by this process
     /// (managed memory, imports): beyond `resident`, its figure may be higher by as much.
     pub maybe: AtomicU64,
+    /// What the process's first context here has cost, as measured, in bytes; 0: not known.
+    pub context: AtomicU64,
     /// Reserved for later versions; zero.
-    pub reserved: [AtomicU64; 3],
+    pub reserved: [AtomicU64; 2],
 }
 
 /// The process's page. Hostile to the coordinator: each word is read once, checked and clamped.

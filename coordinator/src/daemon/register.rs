@@ -421,20 +421,25 @@ impl Daemon {
             };
             pair.desired.flags.store(flags, SeqCst);
             for device in &pair.devices {
-                let mut others = 0u64;
+                let (mut others, mut context) = (0u64, 0u64);
                 for other in processes.iter().filter(|other| *other != id) {
                     let (grant, overhead) = self.arbiter.account(*other, *device);
-                    let used = self
+                    let (used, cost) = self
                         .pages
                         .0
                         .get(other)
                         .and_then(|pair| pair.observed(*device))
-                        .map_or(0, |at| at.used.load(SeqCst).min(grant));
-                    others = others.saturating_add(used).saturating_add(overhead);
+                        .map_or((0, 0), |at| (at.used.load(SeqCst), at.context.load(SeqCst)));
+                    others = others
+                        .saturating_add(used.min(grant))
+                        .saturating_add(overhead);
+                    // No more than the driver shows for it.
+                    context = context.max(cost.min(overhead));
                 }
                 let (_, overhead) = self.arbiter.account(*id, *device);
                 if let Some(at) = pair.desired(*device) {
                     at.others.store(others, SeqCst);
+                    at.context.store(context, SeqCst);
                     at.overhead.store(overhead, SeqCst);
                 }
             }

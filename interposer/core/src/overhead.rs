@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use spillway_protocol::GRANULE;
+use spillway_protocol::page::FLAG_SIBLINGS;
+use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::{Status, call};
 use crate::gate;
@@ -22,7 +23,8 @@ use crate::vmm;
 const NEAR: u64 = 64 << 20;
 /// Functions that are looked after at once; beyond it the oldest are given up.
 const PENDING_AT_MOST: usize = 4096;
-/// Near the limit, a process with imports is measured again after this long, in nanoseconds.
+/// Near the limit, a process with imports, or one of several of a workload, is measured again after this long,
+/// in nanoseconds.
 const INHERIT_AGAIN: u64 = 20_000_000;
 /// How long the end of a module waits for a load of its functions.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -211,6 +213,28 @@ impl Runtime {
         let now = self.desired().devices[device].overhead.load(SeqCst);
         let cost = now.saturating_sub(before);
         self.overhead.context_cost.fetch_max(cost, SeqCst);
+        // Only the first: later ones share some of what the driver takes.
+        let told = &self.observed.devices[device].context;
+        let _ = told.compare_exchange(0, cost, SeqCst, SeqCst);
+    }
+
+    /// Reserves what the first context of this process on a device will take, as far as another process of
+    /// the workload has shown it, until it is measured. Returns the bytes; they are pinned.
+    ///
+    /// # Errors
+    /// The workload has no room for it.
+    pub fn reserve_context(&self, device: usize) -> Result<u64, ()> {
+        let desired = &self.desired().devices[device];
+        let cost = granules_up(desired.context.load(SeqCst));
+        if cost > 0 {
+            self.reserve(device, cost, false)?;
+        }
+        Ok(cost)
+    }
+
+    /// Other processes of the workload may have made the driver take something since the last measurement.
+    fn may_have_grown(&self) -> bool {
+        self.desired().flags.load(SeqCst) & FLAG_SIBLINGS != 0 && self.measured_long_ago()
     }
 
     /// The program has asked for a function of a module. Its code may be loaded by its first launch, which
@@ -294,7 +318,7 @@ impl Runtime {
         if self.overhead.any_pending.load(SeqCst) {
             self.load_pending(device);
             self.measure_now();
-        } else if self.overhead.stale.load(SeqCst) || self.may_inherit() {
+        } else if self.overhead.stale.load(SeqCst) || self.may_inherit() || self.may_have_grown() {
             self.measure_now();
         }
     }

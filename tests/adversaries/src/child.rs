@@ -159,12 +159,20 @@ fn open(words: &[String]) -> String {
 /// The child's life.
 pub fn run(arguments: &[String]) -> i32 {
     let first = arguments.first().map(String::as_str).unwrap_or_default();
+    let mut other_half: Option<std::io::PipeWriter> = None;
     if first == "fork" {
+        let Ok((waits, tells)) = std::io::pipe() else {
+            return 1;
+        };
         // SAFETY: the process has one thread.
         let other = unsafe { libc::fork() };
         if other == 0 {
             // SAFETY: plain numbers: this half ends with the other one.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            // The other half gets a context in any case; from then on, or once that one has taken all, both take
+            // what they can.
+            drop(tells);
+            let _ = std::io::Read::read(&mut &waits, &mut [0]);
             if begin().is_ok() {
                 greedy();
             }
@@ -172,10 +180,14 @@ pub fn run(arguments: &[String]) -> i32 {
                 std::thread::sleep(std::time::Duration::from_secs(1));
             }
         }
+        other_half = Some(tells);
     }
     if let Err(why) = begin() {
         say(&format!("{why:?}"));
         return 1;
+    }
+    if arguments.get(1).is_none_or(|word| word != "late") {
+        drop(other_half.take());
     }
     let mut opened = String::new();
     if arguments.first().is_some_and(|word| word == "open") {
@@ -185,7 +197,10 @@ pub fn run(arguments: &[String]) -> i32 {
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };
         match line.trim() {
-            "take" | "more" => say(&format!("refused {}", greedy())),
+            "take" | "more" => {
+                say(&format!("refused {}", greedy()));
+                drop(other_half.take());
+            }
             "opened" => say(&opened),
             "free" => say(&info().0.to_string()),
             word if word.starts_with("export ") => {

@@ -9,6 +9,7 @@ use spillway_protocol::GRANULE;
 use crate::driver::{Status, call};
 use crate::gate;
 use crate::lock;
+use crate::quota::Backing;
 use crate::runtime::{self, Runtime};
 use crate::table::sig;
 use crate::trace;
@@ -32,7 +33,8 @@ pub unsafe fn cuInit(real: sig::cuInit, Flags: u32) -> Status {
 }
 
 /// Makes a context inside the gate, notes it, and has its overhead measured. The first one on a device is
-/// never refused: without it nobody can see what it takes, and an allocation will be.
+/// refused only if another process of the workload has shown what a context takes, and that does not fit:
+/// otherwise nobody can know without it, and an allocation will be refused.
 fn make_context(
     runtime: &Runtime,
     device: usize,
@@ -42,7 +44,12 @@ fn make_context(
 ) -> Status {
     let before = runtime.desired().devices[device].overhead.load(SeqCst);
     let first = !lock(&runtime.contexts).any_on(device);
+    let mut held = 0;
     let status = if first {
+        match runtime.reserve_context(device) {
+            Ok(bytes) => held = bytes,
+            Err(()) => return Status::OUT_OF_MEMORY,
+        }
         let inside = gate::enter();
         let status = make();
         drop(inside);
@@ -55,6 +62,10 @@ fn make_context(
         note();
         runtime.measure_now();
         runtime.context_made(device, before);
+    }
+    if held > 0 {
+        // It is overhead now, or there is none.
+        runtime.unreserve(device, held, Backing::Pinned);
     }
     status
 }

@@ -239,15 +239,24 @@ fn forked(case: &mut Case<'_>) -> Done {
     Ok(())
 }
 
+/// For the late half of a process to make a context.
+const LATE: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// A process forks before it starts CUDA, and both of it start it: two processes of one workload.
-fn fork_first(case: &mut Case<'_>) -> Done {
-    let mut child = Child::start(&["fork"], &[])?;
+/// `late`: one of them after the other has taken all that there is.
+fn fork_first(case: &mut Case<'_>, late: bool) -> Done {
+    let words: &[&str] = if late { &["fork", "late"] } else { &["fork"] };
+    let mut child = Child::start(words, &[])?;
     child.tell("take");
     let answer = child.hear()?;
     if answer != "refused 2" {
         case.wrong(format!(
             "a process that forked first: {answer} instead of refused 2"
         ));
+    }
+    if late {
+        // Its context, if it got one.
+        std::thread::sleep(LATE);
     }
     let mut held = Vec::new();
     while let Ok(at) = Classic.take(GRANULE) {
@@ -280,5 +289,8 @@ pub fn between(stage: &Stage) {
 /// Forks.
 pub fn forks(stage: &Stage) {
     stage.case("forked with memory", forked);
-    stage.case("forked before CUDA", fork_first);
+    stage.case("forked before CUDA", |case| fork_first(case, false));
+    stage.case("forked before CUDA, one half late", |case| {
+        fork_first(case, true)
+    });
 }
