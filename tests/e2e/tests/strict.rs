@@ -3,8 +3,6 @@
 
 #[path = "support/programs.rs"]
 mod programs;
-#[path = "support/rules.rs"]
-mod rules;
 
 use std::path::Path;
 use std::time::Duration;
@@ -154,10 +152,4 @@ fn run_says_what_strict_mode_lacks() {
     let shot = run(&driver, &place.library());
     assert_eq!(shot.code, Some(125), "{shot:?}");
     assert!(shot.stderr.contains("libspillway_strict.so"), "{shot:?}");
-}
-
-/// The driver's rules, as in `driver_rules.rs`, with every name of the driver's exported by us.
-#[test]
-fn programs_in_strict_mode_see_the_drivers_rules() {
-    rules::hold("strict-rules", |place| place.strict_library());
 }
