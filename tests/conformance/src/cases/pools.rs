@@ -209,10 +209,10 @@ fn reserved_falls_when_the_device_has_the_memory() -> Outcome {
                 Ok(())
             });
             while !giver.is_finished() {
-                let reserved = figure(pool, RESERVED)? as usize;
+                let reserved = figure(pool, RESERVED)?;
                 let gone = before.saturating_sub(free_bytes()?);
                 check!(
-                    gone <= reserved + PIECE / 2,
+                    gone as u64 <= reserved + (PIECE / 2) as u64,
                     "round {round}: {reserved} bytes reserved, and then {gone} are not back"
                 );
             }
