@@ -98,7 +98,7 @@ class Series:
     spread: list = None  # a (low, high) per point, or None
     dashed: bool = False
     line: bool = True
-    color: int = None  # else by its place among the names of the file
+    color: int = None  # else by its place among the names of the file; with one, the legend has it without a colour
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Panel:
         out.append(f'<text class="l" x="{left + 14:.1f}" y="{middle:.1f}" text-anchor="middle" '
                    f'transform="rotate(-90 {left + 14:.1f} {middle:.1f})">{clean(y.label)}</text>')
         for one in self.series:
-            number = styles[one.name]
+            number = styles[one.name] if one.color is None else one.color
             points = [(px(a), py(b)) for a, b in one.points if x.has(a) and y.has(b)]
             if one.line and len(points) > 1:
                 path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
@@ -232,11 +232,11 @@ def style():
     """Colours for light and for dark; what knows no media queries takes the light ones."""
     def rules(paper, ink, faint, soft, colors):
         text = (f".paper{{fill:{paper}}} .h,.l,.t{{fill:{ink}}} .t{{fill:{soft}}} .grid{{stroke:{faint}}} "
-                f".frame{{stroke:{soft}}} .zero{{stroke:{ink}}}")
+                f".frame{{stroke:{soft}}} .zero,.s-any{{stroke:{ink}}}")
         return text + "".join(f" .s{n}{{stroke:{c}}} .m{n}{{fill:{c};stroke:{paper}}}" for n, c in enumerate(colors))
     names = ",".join(f".s{n}" for n in range(len(LIGHT)))
     return ("text{font-family:system-ui,sans-serif} .h{font-size:14px;font-weight:600} .l{font-size:12px} .t{font-size:11px} "
-            f".frame{{fill:none}} {names}{{fill:none;stroke-width:2}} .dash{{stroke-dasharray:5 4;stroke-width:1.4}} "
+            f".frame{{fill:none}} {names},.s-any{{fill:none;stroke-width:2}} .dash{{stroke-dasharray:5 4;stroke-width:1.4}} "
             + rules("#ffffff", "#1c1c1c", "#e4e4e4", "#595959", LIGHT)
             + " @media (prefers-color-scheme: dark){" + rules("#16191d", "#eceff1", "#343a40", "#aab2ba", DARK) + "}")
 
@@ -248,7 +248,7 @@ def legend(out, series, styles, x, y, width):
         wide = 34 + LETTER * len(one.name) + 14
         if left > x and left + wide > width:
             left, top = x, top + 20
-        number = styles[one.name]
+        number = styles[one.name] if one.color is None else "-any"
         if one.line:
             line(out, f"s{number}{' dash' if one.dashed else ''}", left, top, left + 24, top)
         if not one.dashed:
@@ -264,7 +264,8 @@ def write(path, panels, about=""):
     for panel in panels:
         for one in panel.series:
             named.setdefault(one.name, one)
-    styles = {name: (number if one.color is None else one.color) % len(LIGHT) for number, (name, one) in enumerate(named.items())}
+    own = [name for name, one in named.items() if one.color is None]
+    styles = {name: number % len(LIGHT) for number, name in enumerate(own)}
     body, left = [], 0
     for panel in panels:
         panel.draw(body, left, styles)
