@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What Spillway adds to single calls and to allocations: the programs bench-hooks and bench-alloc, on what is there.
 
-    bench-calls.py --base ARCHIVE [--json] [--out DIR] [--smoke] [--seconds N] hooks|alloc
+    bench-calls.py --base ARCHIVE [--json] [--out DIR] [--smoke] [--only NAMES] [--seconds N] hooks|alloc
 
 Run by gpu-check (`scripts/bench hooks` and `alloc` do the same from a source tree). spillwayd runs, and the programs
 are under the library, twice: on the driver of the machine, and on one whose calls cost nothing (cases `free_...`),
@@ -10,7 +10,7 @@ in the same process, in rounds that alternate.
 
 Writes OUT/hooks.json or OUT/alloc.json, and the programs' logs. Exit code 1 if something failed.
 """
-import argparse, json, os, shutil, subprocess, sys, tempfile, time
+import argparse, json, shutil, subprocess, sys, tempfile, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 from bench_lib import SIMULATED, Failed, Figures, GiB, Machine, bounded, check_base, need
@@ -20,9 +20,9 @@ QUOTA = {"SPILLWAY_REQUEST": "256MiB", "SPILLWAY_LIMIT": "8GiB"}
 SIMULATED_QUOTA = {"SPILLWAY_REQUEST": "128MiB", "SPILLWAY_LIMIT": "4GiB"}
 
 
-def command(machine, bench, free, smoke):
+def command(machine, bench, free, smoke, only):
     """A run of the program, with the names of its cases."""
-    made = [str(machine.tests / f"bench-{bench}"), "--json", "--budget", "0.05" if smoke else "1"]
+    made = [str(machine.tests / f"bench-{bench}"), "--json", "--budget", "0.05" if smoke else "1", *(["--only", only] if only else [])]
     if bench == "hooks":
         # Valgrind is not for the threads of a real or a simulated driver.
         return [*made, "--no-valgrind", *(["--prefix", "free_"] if free else [])]
@@ -61,7 +61,7 @@ def measure(machine, bench, free, a, folder, figures, end):
     left = max(5.0, end - time.monotonic())
     try:
         with open(out, "wb") as lines, open(log, "wb") as said:
-            code = subprocess.run(command(machine, bench, free, a.smoke), env=environment(machine, free, folder), stdout=lines,
+            code = subprocess.run(command(machine, bench, free, a.smoke, a.only), env=environment(machine, free, folder), stdout=lines,
                                   stderr=said, stdin=subprocess.DEVNULL, timeout=left).returncode
     except subprocess.TimeoutExpired:
         code = f"no end within {left:.0f} s"
@@ -78,6 +78,7 @@ def main():
     ap.add_argument("--out", type=Path, help="folder for logs [a temporary one]")
     ap.add_argument("--json", action="store_true", help="a JSON object per figure and line")
     ap.add_argument("--smoke", action="store_true", help="a few seconds, few rounds")
+    ap.add_argument("--only", help="only cases whose name contains one of these, with commas")
     ap.add_argument("--seconds", type=float, default=480, help="ends after these, whatever happens [480]")
     ap.add_argument("bench", choices=("hooks", "alloc"))
     a = ap.parse_args()

@@ -137,7 +137,8 @@ def in_short(figures, benches=("hooks", "alloc", "preload", "escape", "replay", 
         if "computed" in one:
             wanted = f"computed {number(one['computed'])}"
             verdict = None if "within" not in one else f"within {one.get('tolerance', 0):.0%}" if one["within"] else "missed"
-        rows.append((text, ON[on], f"{number(value)} {unit}".strip(), quartiles(one) if which == "value" else None, wanted, verdict))
+        # Five digits here; all of them are below.
+        rows.append((text, ON[on], f"{number(float(f'{value:.5g}'))} {unit}".strip(), quartiles(one) if which == "value" else None, wanted, verdict))
     for text, bench, metric, most, count in (("ways to get more than the limit: most bytes above it", "escape", "bytes_over", max, "families"),
                                              ("recorded programs replayed: results that differ", "replay", "different", sum, "traces")):
         found = [one["value"] for one in figures if (one["bench"], one["metric"]) == (bench, metric) and one["value"] is not None]

@@ -86,7 +86,8 @@ def swap_rate(figures, parts, facts):
     series = [Series(f"swap {way}", sorted(moved[way].items())) for way in moved if moved[way]]
     if not series:
         raise Empty("swap rate")
-    series += [Series(f"plain pinned copy, {way}", sorted(plain[way].items()), dashed=True) for way in plain if plain[way]]
+    series += [Series("plain pinned copy of as much", sorted(plain[way].items()), dashed=True, color=number)
+               for number, way in enumerate(("out", "in")) if plain[way]]
     sizes = sorted({x for s in series for x, _ in s.points})
     return [Panel("Swap rate against size", Axis("size", "log", sizes, lambda v: size_text(v * MiB)), Axis("GB/s"), series, width=720)]
 
