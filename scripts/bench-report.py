@@ -40,9 +40,9 @@ def markdown(report, folder):
     if report["runs"]:
         text += ["", *table(("bench", "exit code", "figures", "seconds"),
                             [(run["bench"], run["exit_code"], sum(f["bench"] == run["bench"] for f in figures), run["seconds"]) for run in report["runs"]])]
-        for run in report["runs"]:
-            text += ["", f"**{cell(run['bench'])} found something wrong:**", ""] if run["exit_code"] else []
-            text += [f"- {cell(line)}" for line in run["said"]] if run["exit_code"] else []
+        for run in (run for run in report["runs"] if run["exit_code"]):
+            text += ["", f"**{cell(run['bench'])} found something wrong**, its figures below say what" + (":" if run["said"] else "."), ""]
+            text += [f"- {cell(line)}" for line in run["said"]]
     text += ["", "## In short", "", *in_short(figures), *sections(report, folder, figures), "", "## All figures", *all_figures(figures)]
     return "\n".join(text) + "\n"
 

@@ -42,7 +42,7 @@ def short(value):
 
 @dataclass
 class Axis:
-    """`kind`: linear (from 0 if all is above it), log, or symlog (both signs; linear between -1 and 1)."""
+    """`kind`: linear (from 0 if all is above it), log, or symlog (both signs; the logarithm of 1 + |v|)."""
     label: str
     kind: str = "linear"
     ticks: list = None  # where labels stand; else found
@@ -85,7 +85,8 @@ class Axis:
 
     def powers(self, low, high):
         if self.kind == "symlog":
-            tens = [10.0 ** n for n in range(0, 12)]
+            few = high - low < 3.5
+            tens = [m * 10.0 ** n for n in range(0, 12) for m in ((1, 2, 5) if few else (1,))]
             return [-t for t in reversed(tens)] + [0.0] + tens
         few = high - low < 2.2
         return [m * 10.0 ** n for n in range(math.floor(low), math.ceil(high) + 1) for m in ((1, 2, 5) if few else (1,))]

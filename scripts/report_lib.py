@@ -158,6 +158,7 @@ def all_figures(figures):
         for one in (one for one in figures if one["bench"] == bench):
             note = [f"skipped: {one['skipped']}"] if "skipped" in one else []
             note += [f"{key} {one[key]}" for key in ("beside", "verdict", "by") if key in one]
+            note += [str(text)[:300] for key in ("bad", "list") if isinstance(one.get(key), list) for text in one[key][:3] if isinstance(text, str)]
             note += [] if one.get("within", True) else [f"further than {one.get('tolerance', 0):.0%} from what is computed"]
             rows.append((one["case"], one["metric"], NONE if one["value"] is None else number(one["value"]), one["unit"], quartiles(one),
                          number(one.get("baseline")), number(one.get("with")), number(one.get("computed")), "; ".join(note)))
