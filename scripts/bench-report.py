@@ -32,7 +32,7 @@ def markdown(report, folder):
             "*swap* and *serve* follow from a simulated link, disk and steps. Real are the nanoseconds and instructions of *hooks* and "
             "*alloc* on the driver whose calls cost nothing, and *preload*: they are this machine's CPU's.", ""]
     text += ["| | |", "| --- | --- |"]
-    drivers = dict.fromkeys(f"{one['driver']}, CUDA {version(one)}" for one in figures if "driver" in one)
+    drivers = dict.fromkeys(f"{one['driver']}, CUDA {version(one)}" for one in figures if "driver" in one and one["on"])
     rows = [("date", report["date"]), ("commit", report["commit"]), ("device", "none: simulated"),
             ("driver", "; ".join(drivers) or "simulated"), ("machine", machine_row(report["machine"]))]
     rows += [(name, report[key]) for name, key in (("load before it began", "load"), ("figures from", "from")) if report.get(key)]
@@ -41,8 +41,8 @@ def markdown(report, folder):
         text += ["", *table(("bench", "exit code", "figures", "seconds"),
                             [(run["bench"], run["exit_code"], sum(f["bench"] == run["bench"] for f in figures), run["seconds"]) for run in report["runs"]])]
         for run in (run for run in report["runs"] if run["exit_code"]):
-            text += ["", f"**{cell(run['bench'])} found something wrong**, its figures below say what" + (":" if run["said"] else "."), ""]
-            text += [f"- {cell(line)}" for line in run["said"]]
+            text += ["", f"**{cell(run['bench'])} found something wrong**, its figures below say what" + (":" if run["said"] else ".")]
+            text += ["", *(f"- {cell(line)}" for line in run["said"])] if run["said"] else []
     text += ["", "## In short", "", *in_short(figures), *sections(report, folder, figures), "", "## All figures", *all_figures(figures)]
     return "\n".join(text) + "\n"
 

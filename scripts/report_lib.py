@@ -139,7 +139,7 @@ def in_short(figures, benches=("hooks", "alloc", "preload", "escape", "replay", 
             verdict = None if "within" not in one else f"within {one.get('tolerance', 0):.0%}" if one["within"] else "missed"
         # Five digits here; all of them are below.
         rows.append((text, ON[on], f"{number(float(f'{value:.5g}'))} {unit}".strip(), quartiles(one) if which == "value" else None, wanted, verdict))
-    for text, bench, metric, most, count in (("ways to get more than the limit: most bytes above it", "escape", "bytes_over", max, "families"),
+    for text, bench, metric, most, count in (("ways past the limit: most bytes above it", "escape", "bytes_over", max, "families"),
                                              ("recorded programs replayed: results that differ", "replay", "different", sum, "traces")):
         found = [one["value"] for one in figures if (one["bench"], one["metric"]) == (bench, metric) and one["value"] is not None]
         if found:
