@@ -156,7 +156,7 @@ def all_figures(figures):
         text += ["", f"### {cell(bench)}", ""]
         rows = []
         for one in (one for one in figures if one["bench"] == bench):
-            note = [f"skipped: {one['skipped']}"] if "skipped" in one else []
+            note = [f"skipped: {one['skipped']}"] if isinstance(one.get("skipped"), str) else []
             note += [f"{key} {one[key]}" for key in ("beside", "verdict", "by") if key in one]
             note += [str(text)[:300] for key in ("bad", "list") if isinstance(one.get(key), list) for text in one[key][:3] if isinstance(text, str)]
             note += [] if one.get("within", True) else [f"further than {one.get('tolerance', 0):.0%} from what is computed"]
