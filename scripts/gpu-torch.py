@@ -15,7 +15,7 @@ models on space for one and a half, which the daemon moves by itself).
 Writes DIR/torch.json after every case, and the logs of all programs; of one that hangs, the stacks. A case that
 fails does not stop the others. Without PyTorch, or if it finds no GPU, all are skipped. Exit code 1 if one failed.
 """
-import argparse, contextlib, http.client, importlib.util, json, os, queue, shutil, signal, subprocess, sys, threading, time
+import argparse, contextlib, http.client, importlib.util, json, queue, shutil, signal, subprocess, sys, threading, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 
