@@ -8,6 +8,7 @@ to pinned memory (bench-copy), and moves them; the figures are of quotients with
 
   one_way_out, one_way_in  share: seconds of the plain copy over those that `spillway evict` and `restore` take,
                            from the request to the answer, of a model's weights
+  one_way_*, size_N_*      rate: GB/s, of the weights and of N MiB, beside the plain copy's
   small_allocations        share: the same out and in, for 20,000 allocations of up to 64 KiB
   exchange                 ratio: seconds until a workload runs for which another has to leave that has written all
                            its memory, over the larger of the plain one-way time and all bytes at the plain rate
@@ -23,6 +24,7 @@ from pathlib import Path
 from bench_lib import SIMULATED, Failed, Figures, GiB, Machine, MiB, bounded, check_base, make_weights, need, size
 
 KV = GRANULE = 2 * MiB
+PARTS = (256, 64, 16, 4)  # of the weights: the other sizes whose rate is measured
 STEP = 1.0  # milliseconds: what an answer needs besides the memory
 SETTLE = 1.0  # seconds, until host memory is ready in the background
 PAUSE = 0.4  # seconds without work before the other's turn: longer than --idle-after
@@ -41,7 +43,7 @@ class Plain:
 
 def one_way(machine, plain, figures, rounds, case, name, nbytes, ask):
     """Out and in of a workload, and as many bytes plainly."""
-    out, into, both = [], [], {"out": [], "in": []}
+    out, into, both, rates = [], [], {"out": [], "in": []}, {"out": [], "in": []}
     ask()
     time.sleep(SETTLE)
     machine.move(name, "evict"), machine.move(name, "restore")
@@ -62,6 +64,7 @@ def one_way(machine, plain, figures, rounds, case, name, nbytes, ask):
         scale = gone["bytes"] / nbytes
         out.append(plain_out * scale / gone["wall"]), into.append(plain_in * scale / back["wall"])
         both["out"].append(nbytes / plain_out / 1e9), both["in"].append(nbytes / plain_in / 1e9)
+        rates["out"].append(gone["bytes"] / gone["wall"] / 1e9), rates["in"].append(back["bytes"] / back["wall"] / 1e9)
         ask()
         time.sleep(PAUSE)
     mid = lambda values: sorted(values)[len(values) // 2]
@@ -69,7 +72,24 @@ def one_way(machine, plain, figures, rounds, case, name, nbytes, ask):
         figures.add(case, "share", [2 / (1 / a + 1 / b) for a, b in zip(out, into)], "share", baseline=mid(both["out"]), MiB=nbytes // MiB)
         return
     for way, values in (("out", out), ("in", into)):
-        figures.add(f"one_way_{way}", "share", values, "share", baseline=mid(both[way]), baseline_unit="GB/s", MiB=nbytes // MiB)
+        if name == "whole":
+            figures.add(f"one_way_{way}", "share", values, "share", baseline=mid(both[way]), baseline_unit="GB/s", MiB=nbytes // MiB)
+        figures.add(f"{'one_way' if name == 'whole' else name}_{way}", "rate", rates[way], "GB/s", baseline=mid(both[way]),
+                    MiB=nbytes // MiB, way=way)
+
+
+def rates(machine, plain, figures, rounds, nbytes, quota):
+    """Smaller workloads than the weights: what each swap takes whatever its size shows there."""
+    for held in sorted({nbytes // part // GRANULE * GRANULE for part in PARTS} - {0}):
+        name = f"size_{held // MiB}"
+        program = machine.program("gpu-hold", "--bytes", f"{held}B", "--step", "64MiB", workload=name, **quota)
+        first = program.line()
+        need(first == f"held {held}", f"gpu-hold holds less than {held}: {first}")
+        one_way(machine, plain, figures, rounds, None, name, held,
+                lambda: need(program.ask("launch").startswith("ok"), "gpu-hold cannot write"))
+        need(program.ask("checksum") == "ok", "gpu-hold's memory has other contents")
+        program.end()
+        machine.programs.remove(program)
 
 
 def exchange(machine, plain, figures, rounds, nbytes, quota):
@@ -169,6 +189,7 @@ def main():
             machine.start(room)
             quota = {"request": nbytes // 4, "limit": room - overhead}
             for what in (lambda: whole(machine, plain, figures, a.rounds, file, held, quota),
+                         lambda: rates(machine, plain, figures, a.rounds, nbytes, quota),
                          lambda: small(machine, plain, figures, a.rounds, nbytes // 2, 1000 if a.smoke else 20000),
                          lambda: exchange(machine, plain, figures, a.rounds, nbytes, quota)):
                 try:

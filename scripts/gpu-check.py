@@ -7,18 +7,25 @@ Parts:
   torch         PyTorch, where python3 has it: the same bits with and without Spillway (gpu-torch.py)
   models        language models that take turns: cold start against swap-in (gpu-models.py; needs PyTorch)
   peers         other ways to bring a model off the GPU and back (gpu-peers.py; needs PyTorch)
+  hooks         what is added to single calls, beside the driver's own (bench-calls.py)
+  alloc         what allocating and freeing costs, beside the driver's own (bench-calls.py)
   swap          what moving memory costs, beside plain pinned copies (bench-swap.py)
   serve         model servers with request and limit, and in turns, beside what is computed (bench-serve.py)
   all           all of these
 
-Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json and
-report.md, and per part a JSON file and logs. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
+Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json, report.md
+with its plots (*.svg), and per part a JSON file and logs. `--again FOLDER` writes report.md and the plots of a folder
+anew from its report.json, without measuring anything. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
 could be run. No setting of the GPU is changed; an idle GPU gives the best figures.
 """
-import argparse, ctypes as C, datetime, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
+import argparse, ctypes as C, datetime, json, os, shutil, signal, subprocess, sys, tempfile, time
+sys.dont_write_bytecode = True
 from pathlib import Path
 
-PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers", "swap", "serve")
+from report_lib import all_figures, cell, code, figures_of_parts, host, in_short, machine_row, number, read_json, table
+from report_plots import sections
+
+PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers", "hooks", "alloc", "swap", "serve")
 OPTIONAL = ("torch", "models", "peers")  # where PyTorch is: all of it may be skipped
 LIMIT = 540  # seconds for a part, whatever happens
 QUICK = False  # by --quick
@@ -70,16 +77,8 @@ def describe():
             "compute_mode": {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}.get(
                 nv.number("nvmlDeviceGetComputeMode", d)),
             "persistence": nv.number("nvmlDeviceGetPersistenceMode", d)})
-    model = None
-    try:
-        with open("/proc/cpuinfo") as f:
-            model = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), None)
-    except OSError:
-        pass
     return {"driver": nv.text("nvmlSystemGetDriverVersion"),
-            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None, "devices": devices,
-            "kernel": platform.release(), "machine": platform.machine(), "glibc": "".join(platform.libc_ver()),
-            "cpus": os.cpu_count(), "cpu": model, "python": platform.python_version()}
+            "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None, "devices": devices, **host()}
 
 
 def bounded(command, log, env, seconds):
@@ -104,13 +103,6 @@ def bounded(command, log, env, seconds):
                 pass
             child.wait()
     return code, time.monotonic() - began
-
-
-def read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def lines_of(log):
@@ -166,26 +158,33 @@ def by_script(name):
     return run
 
 
-def by_bench(name):
+def by_bench(name, script, *arguments):
     """A bench, into a folder of its own: a case per figure, failed if it is not what was computed."""
     def run(here, out, env):
         folder = out / name
         folder.mkdir(exist_ok=True)
-        code, seconds = bounded([sys.executable, str(here / f"scripts/bench-{name}.py"), "--base", str(here), "--out", str(folder), "--json",
-                                 "--seconds", str(LIMIT - 60), *(["--smoke"] if QUICK else [])], folder / f"{name}.log", env, LIMIT - GRACE)
+        code, seconds = bounded([sys.executable, str(here / "scripts" / script), "--base", str(here), "--out", str(folder), "--json",
+                                 "--seconds", str(LIMIT - 60), *(["--smoke"] if QUICK else []), *arguments], folder / f"{name}.log", env,
+                                LIMIT - GRACE)
         got = read_json(folder / f"{name}.json") or {}
         cases = [{"name": name, "result": "FAIL", "reason": why} for why in got.get("failed", [])]
         for line in got.get("figures", []):
+            if "skipped" in line:
+                # A bench's program that could not measure a case ends with an error; what it left out is no failure.
+                cases.append({"name": str(line["case"]), "result": "FAIL" if str(line["skipped"]).startswith("failed") else "skipped",
+                              "reason": line["skipped"]})
+                continue
             missed = line.get("within") is False and not QUICK
+            figures = {key: value for key, value in line.items() if key not in ("bench", "case", "metric", "machine", "preload")}
             cases.append({"name": f"{line['case']}.{line['metric']}", "result": "FAIL" if missed else "ok",
-                          "reason": f"{line['value']}, computed {line['computed']}" if missed else "",
-                          "figures": {k: line[k] for k in ("value", "unit", "quartiles", "baseline", "computed") if k in line}})
+                          "reason": f"{line['value']}, computed {line['computed']}" if missed else "", "figures": figures})
         return code, seconds, cases
     return run
 
 
 DOERS = {"conformance": conformance, "e2e": e2e, "facts": facts, **{name: by_script(name) for name in OPTIONAL},
-         **{name: by_bench(name) for name in ("swap", "serve")}}
+         **{name: by_bench(name, "bench-calls.py", name) for name in ("hooks", "alloc")},
+         **{name: by_bench(name, f"bench-{name}.py") for name in ("swap", "serve")}}
 
 
 def part(name, here, out, env):
@@ -213,33 +212,44 @@ def part(name, here, out, env):
     return account
 
 
-def markdown(report):
-    machine, text = report["machine"], []
-    text.append(f"# Spillway on {report['on']}\n")
+BENCHES = ("hooks", "alloc", "swap", "serve", "bench")  # their figures are tables; `bench` is of older reports
+
+
+def markdown(report, out):
+    """The report; its plots go into the folder."""
+    machine, text = report["machine"], [f"# Spillway on {cell(report['on'])}", ""]
     if report["simulator"]:
-        text.append("**This is the simulator, no GPU.** Times and rates mean nothing.\n")
-    text.append("| | |\n| --- | --- |")
+        text += ["**This is the simulator, no GPU.** Times and rates mean nothing, but for the nanoseconds and instructions on the driver "
+                 "whose calls cost nothing, which are this machine's CPU's.", ""]
     rows = [("date", report["date"]), ("archive", "; ".join(report["archive"])), ("driver", f"{machine['driver']}, CUDA {machine['cuda']}"),
-            ("machine", f"{machine['machine']}, {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, {machine['glibc']}")]
+            ("machine", machine_row(machine))]
     for d in machine["devices"]:
         pcie, total = d["pcie"], d["total_bytes"]
         rows.append((f"device {d['index']}", f"{d['name']}, {total / 2**30:.1f} GiB" if total else d["name"]))
         rows.append(("", f"PCIe generation {pcie['generation']} of {pcie['generation_max']}, width {pcie['width']} of {pcie['width_max']}, "
                          f"compute mode {d['compute_mode']}"))
-    text += [f"| {a} | {b} |" for a, b in rows]
-    text.append("\n| part | passed | failed | skipped | seconds |\n| --- | --- | --- | --- | --- |")
-    text += [f"| {p['part']} | {p['passed']} | {p['failed']} | {p['skipped']} | {p['seconds']} |" for p in report["parts"]]
+    text += ["| | |", "| --- | --- |", *table(("", ""), rows)[2:], ""]
+    text += table(("part", "passed", "failed", "skipped", "seconds"),
+                  [(p["part"], p["passed"], p["failed"], p["skipped"], number(p["seconds"])) for p in report["parts"]])
+    there = {p["part"] for p in report["parts"]} | ({"hooks", "alloc"} if any(p["part"] == "bench" for p in report["parts"]) else set())
+    text += [f"| {name} | not measured | | | |" for name in PARTS if name not in there]
+    figures = figures_of_parts(report["parts"])
+    text += ["", "## In short", "", *in_short(figures, BENCHES)]
+    text += sections(report, out, figures, report["parts"], read_json(out / "facts/gpu-facts.json") or {})
     for p in report["parts"]:
-        text.append(f"\n## {p['part']}\n")
-        text += [f"- FAILED: {problem}" for problem in p["problems"]]
+        text += ["", f"## {cell(p['part'])}", ""]
+        text += [f"- FAILED: {cell(problem)}" for problem in p["problems"]]
         skipped = [case for case in p["cases"] if case["result"] == "skipped"]
-        text += [f"- skipped: {case['name']}: {case.get('reason', '')}" for case in skipped]
-        text += [f"- {case['name']}: observed: {line}" for case in p["cases"] for line in case.get("observed", [])]
-        text += [f"- {case['name']}: `{json.dumps(case['figures'])}`" for case in p["cases"] if case.get("figures")]
+        text += [f"- skipped: {cell(case['name'])}: {cell(case.get('reason', ''))}" for case in skipped]
+        text += [f"- {cell(case['name'])}: observed: {cell(line)}" for case in p["cases"] for line in case.get("observed", [])]
+        if p["part"] in BENCHES:
+            text += all_figures(figures_of_parts([p]))
+        else:
+            text += [f"- {cell(case['name'])}: {code(json.dumps(case['figures']))}" for case in p["cases"] if case.get("figures")]
         if p["part"] == "facts":
-            text.append("\nThe answers: [facts/gpu-facts.md](facts/gpu-facts.md)")
+            text += ["", "The answers: [facts/gpu-facts.md](facts/gpu-facts.md)"]
         if p["part"] in ("models", "peers"):
-            text.append(f"\nThe table: [{p['part']}/{p['part']}.md]({p['part']}/{p['part']}.md)")
+            text += ["", f"The table: [{p['part']}/{p['part']}.md]({p['part']}/{p['part']}.md)"]
     return "\n".join(text) + "\n"
 
 
@@ -264,13 +274,20 @@ def main():
     ap.add_argument("--simulator", action="store_true", help="on the simulator in the archive: a test of this script")
     ap.add_argument("--from", dest="here", type=Path, default=Path(__file__).resolve().parent.parent,
                     help="the unpacked archive [where this script is]")
-    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps; swap, serve: their short forms")
+    ap.add_argument("--quick", action="store_true", help="torch: a case of each kind, few steps; hooks, alloc, swap, serve: their short forms")
+    ap.add_argument("--again", type=Path, metavar="FOLDER", help="only writes a report's report.md and plots anew")
     ap.add_argument("--describe", action="store_true", help=argparse.SUPPRESS)
     a = ap.parse_args()
     global QUICK
     QUICK = a.quick
     if a.describe:
         print(json.dumps(describe()))
+        return 0
+    if a.again:
+        report = read_json(a.again / "report.json")
+        if not isinstance(report, dict) or "parts" not in report:
+            ap.error(f"{a.again / 'report.json'} is no report of gpu-check")
+        (a.again / "report.md").write_text(markdown(report, a.again))
         return 0
     unknown = [name for name in a.parts if name not in (*PARTS, "all")]
     if unknown:
@@ -302,7 +319,7 @@ def main():
             report["parts"].append(part(name, here, out, env))
             # After every part, so that an interruption loses nothing.
             (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-            (out / "report.md").write_text(markdown(report))
+            (out / "report.md").write_text(markdown(report, out))
         bad = [p["part"] for p in report["parts"] if p["problems"]]
         print(f"gpu-check: report in {out}; " + (f"problems in {', '.join(bad)}" if bad else "all passed"))
         return 1 if bad else 0

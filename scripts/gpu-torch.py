@@ -8,14 +8,18 @@ three times: *plain*, without Spillway; *spillway*, under it; *evicted*, under i
 the middle of steps. SHA-256 of losses, answers, parameters, optimizer, random state and 512 MiB of ballast must be
 equal. Steps of plain and spillway are timed one after the other, with nobody else at a step.
 
-Other cases: startup (evicted all the while it starts and captures), limit (out of memory in each allocator), turns (two
+Other cases: traces (the driver calls of each allocator, and with graphs, recorded into DIR/traces for
+`scripts/bench replay`: gpu_trace.py), startup (evicted all the while it starts and captures), limit (out of memory in each allocator), turns (two
 models on space for one and a half, which the daemon moves by itself).
 
 Writes DIR/torch.json after every case, and the logs of all programs; of one that hangs, the stacks. A case that
 fails does not stop the others. Without PyTorch, or if it finds no GPU, all are skipped. Exit code 1 if one failed.
 """
-import argparse, contextlib, http.client, importlib.util, json, os, queue, shutil, signal, subprocess, sys, threading, time
+import argparse, contextlib, http.client, importlib.util, json, queue, shutil, signal, subprocess, sys, threading, time
+sys.dont_write_bytecode = True
 from pathlib import Path
+
+import gpu_trace
 
 HERE = Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("gpu_e2e", HERE / "gpu-e2e.py")
@@ -47,19 +51,25 @@ VARIANTS = {
     "graphs-async": ("graphs", ASYNC, True, False, 4),
     "graphs-expandable": ("graphs", EXPANDABLE, False, False, 4),
 }
+# name: mode of the child, environment, calls that its trace must have
+TRACES = {
+    "torch-caching": ("eager", {}, (("cuMemAlloc_v2",), gpu_trace.LAUNCH)),
+    "torch-expandable": ("eager", EXPANDABLE, (("cuMemCreate",), ("cuMemMap",), gpu_trace.LAUNCH)),
+    "torch-async": ("eager", ASYNC, (gpu_trace.POOLS, gpu_trace.LAUNCH)),
+    "torch-graphs": ("graphs", {}, (("cuStreamBeginCapture",), ("cuGraphLaunch",), gpu_trace.LAUNCH)),
+}
 
 
 class Child(e2e.Program):
     """A PyTorch program. Whatever it does not answer in time leaves its stacks in its log."""
 
-    def __init__(self, run, case, name, mode, env, workload=None, request=REQUEST, limit=LIMIT, seed=1, layers=4):
+    def __init__(self, run, case, name, mode, env, workload=None, request=REQUEST, limit=LIMIT, seed=1, layers=4, more=()):
         self.run, self.title, self.workload, self.machine = run, f"{case}-{name}", workload, run.machine
         prefix = []
         if workload:
             prefix = [str(run.machine.base / "bin/spillway"), "run", "--workload", workload, "--request", f"{request}B",
                       "--limit", f"{limit}B", "--"]
-        arguments = ["-u", str(HERE / "gpu-torch-child.py"), "--mode", mode, "--seed", str(seed), "--layers", str(layers),
-                     *run.child_arguments]
+        arguments = ["-u", str(run.program), "--mode", mode, "--seed", str(seed), "--layers", str(layers), *more, *run.child_arguments]
         base = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONHASHSEED": "0", "TORCHINDUCTOR_DETERMINISTIC": "1",
                 "TORCHINDUCTOR_COMPILE_THREADS": "4", "TORCHINDUCTOR_CACHE_DIR": str(run.machine.dir / f"inductor-{case}"),
                 "TRITON_CACHE_DIR": str(run.machine.dir / f"triton-{case}")}
@@ -198,8 +208,8 @@ class Evictor:
 class Run:
     """What all cases share."""
 
-    def __init__(self, machine, end, quick, child_arguments):
-        self.machine, self.end, self.quick, self.child_arguments = machine, end, quick, child_arguments
+    def __init__(self, machine, end, quick, program, child_arguments):
+        self.machine, self.end, self.quick, self.program, self.child_arguments = machine, end, quick, program, child_arguments
         self.timed, self.steps = threading.Lock(), 5 if quick else 30
         self.single, self.answers = (4, 2) if quick else (10, 4)
         self.fixed, self.moving = 1 * GiB, 2560 * MiB  # of one model; measured by the case `caching`
@@ -520,10 +530,12 @@ def main():
     ap.add_argument("--device", help="UUID of the device or MIG slice [the first]")
     ap.add_argument("--jobs", type=int, help="cases at a time [as the device's memory allows, at most 5]")
     ap.add_argument("--child", action="append", default=[], help=argparse.SUPPRESS)  # arguments of the program
+    # Another program that speaks the same lines: a test of this script where there is no PyTorch.
+    ap.add_argument("--program", type=Path, default=HERE / "gpu-torch-child.py", help=argparse.SUPPRESS)
     ap.add_argument("cases", nargs="*", metavar="CASE")
     a = ap.parse_args()
     cases = {name: variant(name) for name in VARIANTS}
-    cases = {"compile": cases.pop("compile"), **cases, "startup": startup, "limit": limit, "turns": turns}
+    cases = {"compile": cases.pop("compile"), **cases, "traces": gpu_trace.case(TRACES, Failed, TIRED), "startup": startup, "limit": limit, "turns": turns}
     unknown = [name for name in a.cases if name not in cases]
     if unknown:
         ap.error(f"no case {', '.join(unknown)}; there are {', '.join(cases)}")
@@ -550,7 +562,7 @@ def main():
             report.keep("start", "FAIL", began, reason=str(why))
             return 1
         report.keep("start", "ok", began, figures={**here, "capacity_MiB": capacity // MiB, "cases at a time": jobs})
-        run = Run(machine, end, a.quick, a.child)
+        run = Run(machine, end, a.quick, a.program, a.child)
         run.keep_figures = report.partial.__setitem__
         side_by_side(report, run, [cases[name] for name in chosen if name != "turns"], jobs)
         save_events(machine)

@@ -153,6 +153,20 @@ fn swaps_are_measured_beside_plain_copies() {
     ] {
         assert!(number(find(&lines, case, metric), "value") > 0.0);
     }
+    // The rate against the size: several sizes, each way, each beside the plain copy's.
+    let rates: Vec<&Value> = lines.iter().filter(|l| l["metric"] == "rate").collect();
+    for way in ["out", "in"] {
+        let sizes = rates.iter().filter(|line| line["way"] == way);
+        let sizes: std::collections::BTreeSet<u64> =
+            sizes.filter_map(|line| line["MiB"].as_u64()).collect();
+        assert!(sizes.len() > 2, "{way}: {sizes:?}");
+    }
+    for line in rates {
+        assert!(
+            number(line, "value") > 0.0 && number(line, "baseline") > 0.0,
+            "{line}"
+        );
+    }
     let bytes = find(&lines, "clean_exchange", "bytes_out");
     assert!(
         number(bytes, "value") <= 1.1 * number(bytes, "baseline"),

@@ -1,0 +1,173 @@
+//! Parts of `scripts/gpu-check` that can be tried where there is no GPU: its bench of single calls, and the traces of
+//! PyTorch, with a program in PyTorch's place that answers the same lines.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use spillway_tests::{Place, Shot, artifact, repository};
+
+const PROGRAMS: [&str; 4] = [
+    "model-server",
+    "bench-hooks",
+    "bench-alloc",
+    "libcuda_free.so",
+];
+
+/// What is built here, laid out like an archive; none where there is no Python.
+fn place(name: &str) -> Option<Place> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: no python3");
+        return None;
+    }
+    let place = Place::new(name)
+        .memory("4GiB")
+        .time(Duration::from_secs(120))
+        .build();
+    let base = place.dir().join("base");
+    let link = |folder: &str, name: &str| {
+        std::fs::create_dir_all(base.join(folder)).expect("a folder");
+        std::os::unix::fs::symlink(artifact(name), base.join(folder).join(name)).expect("a link");
+    };
+    link("bin", "spillway");
+    link("bin", "spillwayd");
+    link("lib", "libspillway.so");
+    for name in PROGRAMS {
+        link("test-bin", name);
+    }
+    Some(place)
+}
+
+fn json(path: &Path) -> Value {
+    let text =
+        std::fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// The figures of `bench-calls.py` for some cases.
+fn calls(place: &Place, bench: &str, only: &str) -> Vec<Value> {
+    let mut command = place.command("python3");
+    command
+        .arg(repository().join("scripts/bench-calls.py"))
+        .arg("--base")
+        .arg(place.dir().join("base"))
+        .arg("--out")
+        .arg(place.dir().join(bench))
+        .args(["--smoke", "--json", "--only", only, bench]);
+    let shot = place.run(command);
+    assert_eq!(shot.code, Some(0), "{}\n{}", shot.stdout, shot.stderr);
+    let written = json(&place.dir().join(bench).join(format!("{bench}.json")));
+    assert_eq!(written["failed"], serde_json::json!([]), "{written}");
+    written["figures"].as_array().expect("figures").clone()
+}
+
+#[test]
+fn calls_are_measured_on_the_machines_driver_and_on_one_that_costs_nothing() {
+    let Some(place) = place("gpu-calls") else {
+        return;
+    };
+    for (bench, only, case) in [
+        ("hooks", "launch_1", "launch_1"),
+        ("alloc", "4KiB_1", "4KiB_1"),
+    ] {
+        let figures = calls(&place, bench, only);
+        for (case, free) in [(case.to_owned(), false), (format!("free_{case}"), true)] {
+            let figure = figures
+                .iter()
+                .find(|f| f["case"] == case && f["metric"] == "added_ns")
+                .unwrap_or_else(|| panic!("no {case}: {figures:?}"));
+            assert_eq!(figure["driver"] == "Free driver", free, "{figure}");
+            assert_eq!(figure["preload"], "libspillway.so", "{figure}");
+            // Spillway's functions are what was called.
+            assert!(figure["replaced"].as_u64() > Some(0), "{figure}");
+        }
+    }
+}
+
+/// Just enough of PyTorch for gpu-torch.py to believe that it can begin.
+const TORCH: &str = "\
+__version__ = 'stand-in'
+class cuda:
+    is_available = staticmethod(lambda: True)
+    mem_get_info = staticmethod(lambda: (3 << 30, 4 << 30))
+    get_device_name = staticmethod(lambda index: 'stand-in')
+    get_device_capability = staticmethod(lambda index: (9, 0))
+def zeros(*shape, device): pass
+";
+
+/// The case `traces`, with what goes wrong in the program: its result, and how it ended.
+fn traces(name: &str, wrong: &str) -> Option<(Place, Value, Shot)> {
+    let place = place(name)?;
+    std::fs::write(place.dir().join("torch.py"), TORCH).expect("written");
+    let mut command = place.command("python3");
+    command
+        .env("PYTHONPATH", place.dir())
+        .env("STAND_IN", wrong)
+        .arg(repository().join("scripts/gpu-torch.py"))
+        .arg("--base")
+        .arg(place.dir().join("base"))
+        .arg("--out")
+        .arg(place.dir().join("torch"))
+        .arg("--program")
+        .arg(repository().join("tests/e2e/programs/torch_stand_in.py"))
+        .arg("traces");
+    let shot = place.run(command);
+    let report = json(&place.dir().join("torch/torch.json"));
+    let cases = report["cases"].as_array().expect("cases");
+    let case = cases.iter().find(|case| case["name"] == "traces");
+    let case = case.unwrap_or_else(|| panic!("{report}")).clone();
+    Some((place, case, shot))
+}
+
+const KINDS: [(&str, &str); 4] = [
+    ("torch-caching", "cuMemAlloc_v2"),
+    ("torch-expandable", "cuMemMap"),
+    ("torch-async", "cuMemAllocAsync"),
+    ("torch-graphs", "cuGraphLaunch"),
+];
+
+#[test]
+fn each_allocator_of_pytorch_leaves_a_trace() {
+    let Some((place, case, shot)) = traces("gpu-traces", "") else {
+        return;
+    };
+    assert_eq!(
+        (shot.code, &case["result"]),
+        (Some(0), &"ok".into()),
+        "{case}"
+    );
+    for (name, call) in KINDS {
+        let path = place.dir().join(format!("torch/traces/{name}.jsonl"));
+        let text = std::fs::read_to_string(path).expect("a trace");
+        let lines = text.lines().map(serde_json::from_str::<Value>);
+        let lines: Vec<Value> = lines.collect::<Result<_, _>>().expect("JSON");
+        let found = lines.iter().filter(|line| line["call"] == call).count();
+        assert!(found > 0, "{name}: no {call}");
+        let figures = &case["figures"][name];
+        let calls = lines.iter().filter(|line| line["call"].is_string()).count();
+        assert_eq!(figures["calls"], calls, "{figures}");
+        assert_eq!(figures["bytes"], text.len(), "{figures}");
+    }
+}
+
+#[test]
+fn a_trace_that_is_not_whole_fails() {
+    for (wrong, reason, how_many) in [
+        ("silent", "no trace was made", 4),
+        ("cut", "the trace is cut off after", 4),
+        ("early", "before the program did (spillway", 4),
+        ("graphless", "none is cuStreamBeginCapture", 1),
+    ] {
+        let Some((_place, case, shot)) = traces(&format!("gpu-traces-{wrong}"), wrong) else {
+            return;
+        };
+        assert_eq!(
+            (shot.code, &case["result"]),
+            (Some(1), &"FAIL".into()),
+            "{wrong}: {case}"
+        );
+        let said = case["reason"].as_str().expect("a reason");
+        assert_eq!(said.matches(reason).count(), how_many, "{wrong}: {said}");
+    }
+}
