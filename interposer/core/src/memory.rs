@@ -201,11 +201,12 @@ impl Runtime {
         Ok(())
     }
 
-    /// The same for memory that the driver may or may not have on the device at any moment.
+    /// The same for managed memory: the driver may or may not have it on the device at any moment, and does not
+    /// show it as this process's. So it is charged, and never among what is resident.
     ///
     /// # Errors
     /// As for [`Runtime::charged`].
-    pub fn charged_maybe(
+    pub fn charged_managed(
         &self,
         device: usize,
         bytes: u64,
@@ -220,13 +221,11 @@ impl Runtime {
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
             return Err(why);
         }
-        self.may_hold(device, bytes, true);
         Ok(())
     }
 
-    /// Undoes [`Runtime::charged_maybe`], after the driver has released the memory.
-    pub fn uncharge_maybe(&self, device: usize, bytes: u64) {
-        self.may_hold(device, bytes, false);
+    /// Undoes [`Runtime::charged_managed`], after the driver has released the memory.
+    pub fn uncharge_managed(&self, device: usize, bytes: u64) {
         self.unreserve(device, granules_up(bytes), Backing::Pinned);
     }
 
@@ -438,9 +437,9 @@ impl Runtime {
         }
         lock(&self.managed).forget_context(context);
         let (others, imports) = lock(&self.handles).take_context(context);
-        for Other { charge, maybe } in others {
-            if maybe {
-                self.uncharge_maybe(charge.0, charge.1);
+        for Other { charge, managed } in others {
+            if managed {
+                self.uncharge_managed(charge.0, charge.1);
             } else {
                 self.uncharge(charge.0, charge.1);
             }

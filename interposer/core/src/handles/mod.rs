@@ -19,8 +19,9 @@ pub type Charge = (usize, u64);
 pub struct Other {
     /// What it is charged.
     pub charge: Charge,
-    /// The driver may or may not have memory for it at any moment: managed memory.
-    pub maybe: bool,
+    /// Managed memory: the driver may or may not have memory for it at any moment, and shows none of it as the
+    /// process's.
+    pub managed: bool,
 }
 
 /// An import: device index, bytes, and how many of them are charged here.

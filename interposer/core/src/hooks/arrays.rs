@@ -31,7 +31,7 @@ fn other_charged(bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
                 key,
                 Other {
                     charge: (device, bytes),
-                    maybe: false,
+                    managed: false,
                 },
                 context,
             );

@@ -201,10 +201,10 @@ pub(super) fn destroy_other(
         lock(&runtime.handles).add_other(key, other, context);
         return status;
     }
-    let Other { charge, maybe } = other;
+    let Other { charge, managed } = other;
     let (device, bytes) = charge;
-    if maybe {
-        runtime.uncharge_maybe(device, bytes);
+    if managed {
+        runtime.uncharge_managed(device, bytes);
     } else {
         runtime.uncharge(device, bytes);
     }
