@@ -8,10 +8,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use spillway_protocol::GRANULE;
 
 use crate::driver::{Status, call};
+use crate::gate;
 use crate::lock;
 use crate::overhead::signed;
 use crate::runtime::Runtime;
@@ -229,8 +231,11 @@ impl Runtime {
         self.standing.any_stack.store(!stacks.is_empty(), SeqCst);
     }
 
-    /// Lets stacks on a device grow now to what functions have asked for.
-    pub fn grow_stacks(&self, device: usize) {
+    /// Lets stacks on a device grow now to what functions have asked for; `false`: none has. The driver waits for
+    /// the context in that, without a bound. So it is waited for before, outside the gate, and for `at_most`: one
+    /// that is busy for longer keeps its stack.
+    pub fn grow_stacks(&self, device: usize, at_most: Duration) -> bool {
+        let mut any = false;
         let known: Vec<(usize, u64)> = lock(&self.standing.stacks)
             .iter()
             .map(|(&context, &local)| (context, local))
@@ -239,6 +244,10 @@ impl Runtime {
             if lock(&self.contexts).device_of(context) != Some(device) {
                 continue;
             }
+            if !self.idle_within(context, at_most) {
+                continue;
+            }
+            let inside = gate::enter();
             let grown = self.using(context, || {
                 vmm::in_context(context, || {
                     if limit(STACK) >= local {
@@ -248,10 +257,13 @@ impl Runtime {
                     }
                 })
             });
+            drop(inside);
             if let Some(Ok(())) = grown {
                 self.stack_has_grown(context, local);
+                any = true;
             }
         }
+        any
     }
 
     /// A context has ended.

@@ -14,6 +14,7 @@
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
 //!     free all|last|ADDRESS     -> ok N
+//!     let-go                    -> ok | error CODE  cuMemFreeAsync of the last allocation, on the legacy stream
 //!     every SECOND              -> ok N             frees every SECOND-th allocation
 //!     info                      -> FREE TOTAL       cuMemGetInfo
 //!     total                     -> BYTES            cuDeviceTotalMem
@@ -21,6 +22,7 @@
 //!     fill WORD                 -> ok               writes to all that is allocated
 //!     check WORD                -> ok | bad TEXT    reads it back
 //!     late MS WORD              -> ok               the same as fill by kernels that begin MS from now; returns at once
+//!     stack                     -> ok | error CODE  finds a kernel that needs more stack than there is
 //!     fork                      -> PID              a child that inherits all and sleeps for ever
 //!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
 
@@ -425,6 +427,23 @@ impl Probe {
         Ok(())
     }
 
+    /// Loads the kernel with local memory, and asks for it.
+    fn find_stack(&self) -> Result<(), i32> {
+        const PTX: &str = concat!(
+            include_str!("../../../../simulator/kernels/stack.ptx"),
+            "\0"
+        );
+        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
+        let (mut module, mut function) = (0usize, 0usize);
+        fine(
+            call!(self.cuda.0, "cuModuleLoadData", &raw mut module => *mut usize, PTX.as_ptr() => *const u8),
+        )?;
+        fine(
+            call!(self.cuda.0, "cuModuleGetFunction", &raw mut function => *mut usize, module => usize,
+            c"stack_u32".as_ptr() => *const c_char),
+        )
+    }
+
     fn check(&self, word: u32) -> String {
         for &(at, bytes, device) in &self.held {
             self.cuda.current(self.contexts[device]);
@@ -517,6 +536,13 @@ impl Probe {
                     self.free(|_, at| at == wanted)
                 }
             },
+            "let-go" => {
+                let (at, ..) = self.held.pop()?;
+                match call!(self.cuda.0, "cuMemFreeAsync", at => u64, 0 => usize) {
+                    0 => "ok".to_owned(),
+                    code => format!("error {code}"),
+                }
+            }
             "every" => {
                 let step = number(1)?.max(1);
                 self.free(|number, _| number.is_multiple_of(step))
@@ -543,6 +569,10 @@ impl Probe {
             }
             "nvml" => nvml()?,
             "late" => match self.late(words.get(1)?.parse().ok()?, words.get(2)?.parse().ok()?) {
+                Ok(()) => "ok".to_owned(),
+                Err(code) => format!("error {code}"),
+            },
+            "stack" => match self.find_stack() {
                 Ok(()) => "ok".to_owned(),
                 Err(code) => format!("error {code}"),
             },

@@ -1,0 +1,76 @@
+//! A kernel that does not end holds up who waits for it, and nobody else: no allocation waits for it for ever, and
+//! no eviction waits for an allocation.
+
+use std::time::{Duration, Instant};
+
+use spillway_tests::{Client, MIB, Place};
+
+/// Longer than any test waits, in milliseconds.
+const ENDLESS: &str = "late 60000 1";
+/// What is answered without waiting is answered within this, also on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// What waits, and gives up.
+const IN_TIME: Duration = Duration::from_secs(25);
+
+fn probe(place: &Place, swap: &str, limit: &str) -> Client {
+    let launch = place.client("driver-probe").workload("w").limit(limit);
+    let launch = match swap {
+        "never" => launch.var("SPILLWAY_SWAP", "never"),
+        _ => launch.request("64MiB"),
+    };
+    let mut client = launch.start();
+    assert_eq!(client.line(), "ready");
+    client
+}
+
+fn free(client: &mut Client) -> u64 {
+    let line = client.ask("info");
+    let free = line.split_once(' ').and_then(|(free, _)| free.parse().ok());
+    free.unwrap_or_else(|| panic!("info: {line}"))
+}
+
+/// Asks, and says how long the answer took.
+fn timed(client: &mut Client, line: &str) -> (String, Duration) {
+    let start = Instant::now();
+    (client.ask(line), start.elapsed())
+}
+
+fn fine(client: &mut Client, line: &str) {
+    let (answer, took) = timed(client, line);
+    assert!(answer.starts_with("ok"), "{line}: {answer}");
+    assert!(took < AT_ONCE, "{line}: {took:?}");
+}
+
+/// Stacks grow only when the context is idle. Until then they are left room for.
+#[test]
+fn stacks_that_cannot_grow_now_hold_up_nobody() {
+    let place = Place::new("endless-stack").memory("2GiB").build();
+    let daemon = place.daemon(&["--drain-deadline", "1s"]);
+    // The stacks alone will take 3 KiB for each of 270,336 threads.
+    let mut client = probe(&place, "auto", "1GiB");
+    fine(&mut client, "stack");
+    fine(&mut client, ENDLESS);
+    let left = free(&mut client);
+    fine(
+        &mut client,
+        &format!("alloc {}", left / 2 / (2 * MIB) * 2 * MIB),
+    );
+    let left = free(&mut client);
+    client.send(&format!("alloc {}", left + 2 * MIB));
+    std::thread::sleep(Duration::from_millis(300));
+    // It waits for the kernel, and not inside the gate.
+    let start = Instant::now();
+    let answer = daemon.operate("w", "evict");
+    assert_eq!(answer.status, 409, "{}", answer.body);
+    assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
+    let busy = daemon.events_of("w", "note");
+    assert!(
+        busy.iter()
+            .any(|event| event.to_string().contains("work on the GPU")),
+        "{busy:?}"
+    );
+    assert_eq!(client.line(), "error 2");
+    let left = free(&mut client);
+    fine(&mut client, &format!("alloc {left}"));
+    client.kill();
+}
