@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
 
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
+use crate::idle::{AT_MOST, comes};
 use crate::lock;
 use crate::pools::rounded;
 use crate::runtime::Runtime;
@@ -159,7 +161,7 @@ impl Runtime {
 
     /// Gives back what is finished, as far as the pools do not keep it.
     pub fn reap_deferred(&self) {
-        self.reap(|_| true, false);
+        self.reap(|_| true, None);
         if !self.has_own_pools.load(SeqCst) {
             return;
         }
@@ -169,9 +171,11 @@ impl Runtime {
         }
     }
 
-    /// Waits for what was freed on a device and gives it back; `false`: there was nothing.
+    /// Waits for what was freed on a device and gives it back; `false`: there was nothing, or the work before it
+    /// goes on for longer than [`AT_MOST`].
     pub fn wait_for_deferred(&self, device: usize) -> bool {
-        self.reap(|alloc| alloc.device == device, true) | self.wait_for_pools()
+        let until = Instant::now() + AT_MOST;
+        self.reap(|alloc| alloc.device == device, Some(until)) | self.wait_for_pools()
     }
 
     /// Waits for stream-ordered frees of the driver's own, which its pools give back afterwards;
@@ -180,12 +184,11 @@ impl Runtime {
         if !self.pool_frees.load(SeqCst) || self.glance.capturing() {
             return false;
         }
-        // SAFETY: no pointers are involved.
-        let waited = unsafe { call::cuCtxSynchronize() }.is_success();
-        waited && self.pool_frees.swap(false, SeqCst)
+        self.synchronized() == Some(Ok(())) && self.pool_frees.swap(false, SeqCst)
     }
 
-    fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: bool) -> bool {
+    /// `wait`: until when what is not finished is waited for.
+    fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: Option<Instant>) -> bool {
         if !self.has_deferred.load(SeqCst) {
             return false;
         }
@@ -209,15 +212,12 @@ impl Runtime {
                 let finished = self.using(entry.alloc.context, || {
                     self.using(entry.context, || {
                         let event = entry.event as *mut _;
-                        // SAFETY: an event of ours, not destroyed before its entry is.
-                        let status = unsafe {
-                            if wait {
-                                call::cuEventSynchronize(event)
-                            } else {
-                                call::cuEventQuery(event)
-                            }
+                        let done = || {
+                            // SAFETY: an event of ours, not destroyed before its entry is.
+                            let status = unsafe { call::cuEventQuery(event) };
+                            status != Status::NOT_READY
                         };
-                        if status == Status::NOT_READY {
+                        if !wait.map_or_else(done, |until| comes(until, done)) {
                             return false;
                         }
                         // Done, or the context is broken: nothing runs in it any more.

@@ -41,6 +41,37 @@ fn fine(client: &mut Client, line: &str) {
     assert!(took < AT_ONCE, "{line}: {took:?}");
 }
 
+/// Out of memory, if not at once.
+fn refused(client: &mut Client, bytes: u64) {
+    let (answer, took) = timed(client, &format!("alloc {bytes}"));
+    assert_eq!(answer, "error 2", "{bytes} bytes");
+    assert!(took < IN_TIME, "{took:?}");
+}
+
+fn what_is_freed_behind_it(name: &str, swap: &str) {
+    let place = Place::new(name).build();
+    let _daemon = place.daemon(&[]);
+    let mut client = probe(&place, swap, "256MiB");
+    fine(&mut client, "ordered 67108864");
+    fine(&mut client, ENDLESS);
+    fine(&mut client, "let-go");
+    // What does not need it is had at once; what does is refused in time.
+    fine(&mut client, "alloc 16777216");
+    let left = free(&mut client);
+    refused(&mut client, left + 2 * MIB);
+    client.kill();
+}
+
+#[test]
+fn memory_that_is_freed_behind_it_is_not_waited_for_for_ever() {
+    what_is_freed_behind_it("endless-own", "auto");
+}
+
+#[test]
+fn nor_what_is_freed_to_a_pool_of_the_drivers() {
+    what_is_freed_behind_it("endless-pool", "never");
+}
+
 /// Stacks grow only when the context is idle. Until then they are left room for.
 #[test]
 fn stacks_that_cannot_grow_now_hold_up_nobody() {
