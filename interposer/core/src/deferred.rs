@@ -1,7 +1,7 @@
 //! Stream-ordered frees: memory that is free in its stream's order, but not yet for everybody.
 //!
 //! Each waits with an event. The same stream may have it again at once, for the same rounded size;
-//! anybody else once the event is done.
+//! anybody else once the event is done. What the driver frees itself stays charged as long.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -92,6 +92,25 @@ impl Deferred {
     }
 }
 
+/// An event of ours that is done once a stream has come as far as now.
+fn record(stream: usize) -> Result<usize, Status> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: the driver fills one handle, and records it in the application's stream.
+    let recorded = unsafe {
+        call::cuEventCreate(&raw mut event, DISABLE_TIMING)
+            .ok()
+            .and_then(|()| call::cuEventRecord(event, stream as *mut _).ok())
+    };
+    if let Err(why) = recorded {
+        if !event.is_null() {
+            // SAFETY: made above.
+            let _ = unsafe { call::cuEventDestroy_v2(event) };
+        }
+        return Err(why);
+    }
+    Ok(event as usize)
+}
+
 impl Runtime {
     /// Gives memory back once `stream` has come this far. `context` is the stream's, and current.
     /// `name`: under which name the same stream may reuse it; 0: not.
@@ -105,32 +124,37 @@ impl Runtime {
         name: usize,
         context: usize,
     ) -> Result<(), Status> {
-        let mut event = std::ptr::null_mut();
-        // SAFETY: the driver fills one handle, and records it in the application's stream.
-        let recorded = unsafe {
-            call::cuEventCreate(&raw mut event, DISABLE_TIMING)
-                .ok()
-                .and_then(|()| call::cuEventRecord(event, stream as *mut _).ok())
-        };
-        if let Err(why) = recorded {
-            if !event.is_null() {
-                // SAFETY: made above.
-                let _ = unsafe { call::cuEventDestroy_v2(event) };
+        match record(stream) {
+            Ok(event) => self.wait_with(alloc, event, name, context),
+            Err(why) => {
+                lock(&self.heap).put_back(alloc);
+                return Err(why);
             }
-            lock(&self.heap).put_back(alloc);
-            return Err(why);
         }
+        Ok(())
+    }
+
+    /// The driver frees memory of its own once `stream` has come as far as now: so long it stays charged. Otherwise
+    /// as [`Runtime::defer`].
+    pub fn defer_charge(&self, alloc: Alloc, stream: usize, context: usize) {
+        match record(stream) {
+            Ok(event) => self.wait_with(alloc, event, 0, context),
+            // Nothing runs any more, or nobody can tell.
+            Err(_) => self.finish(&alloc),
+        }
+    }
+
+    fn wait_with(&self, alloc: Alloc, event: usize, stream: usize, context: usize) {
         let mut deferred = lock(&self.deferred);
         let born = deferred.clock;
         deferred.entries.push(Entry {
             alloc,
-            stream: name,
+            stream,
             context,
-            event: event as usize,
+            event,
             born,
         });
         self.has_deferred.store(true, SeqCst);
-        Ok(())
     }
 
     /// Reuses a free of the same stream into the same pool: in stream order it is free already.
@@ -246,6 +270,9 @@ impl Runtime {
         }
         for alloc in &gone {
             lock(&self.pools).gone(alloc);
+            if alloc.place.is_drivers() {
+                self.finish(alloc);
+            }
         }
         any || !finished.is_empty()
     }

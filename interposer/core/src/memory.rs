@@ -333,6 +333,23 @@ impl Runtime {
         }
     }
 
+    /// The driver frees an allocation of its own, which was on record, as soon as a stream has come as far as now: so
+    /// long it stays charged. Small ones are let go of at once.
+    pub fn drivers_leaving(&self, alloc: Alloc, stream: usize, context: usize) {
+        if alloc.place != Place::Driver || alloc.bytes < SMALL || !self.limited {
+            self.drivers_freed(&alloc);
+            return;
+        }
+        self.unhold(alloc.ptr);
+        let marked = vmm::in_context(context, || {
+            self.defer_charge(alloc, stream, context);
+            Ok(())
+        });
+        if marked.is_err() {
+            self.finish(&alloc);
+        }
+    }
+
     /// Makes a freed allocation's memory reusable, by its pool if it has one that keeps it: no work uses
     /// it any more.
     pub fn retire(&self, alloc: &Alloc) {
@@ -343,8 +360,11 @@ impl Runtime {
 
     /// Makes a freed allocation's memory reusable: no work uses it any more.
     pub fn finish(&self, alloc: &Alloc) {
-        if alloc.place.is_drivers() {
-            return;
+        match alloc.place {
+            Place::Own | Place::Slab(_) => {}
+            Place::Pool => return,
+            Place::Driver => return self.has_left((alloc.device, alloc.bytes)),
+            Place::Managed => return self.uncharge_managed(alloc.device, alloc.bytes),
         }
         let block = lock(&self.heap).give_back(alloc);
         if let Some(block) = block {

@@ -122,6 +122,7 @@ impl Runtime {
         }
         self.look_at_stores(device);
         self.look_at_descriptors();
+        self.settle_ended();
         self.measure_lingering(device);
         self.measure_if_changed();
         let desired = &self.desired().devices[device];

@@ -238,8 +238,21 @@ impl Runtime {
         }
     }
 
-    /// Measures what had been handed out and was let go of since, and takes it off the quota; `false`:
-    /// there was nothing. All of it at once, since a measurement may take milliseconds.
+    /// The driver has freed memory that is charged, at some time before now. Who measured since then has missed it in
+    /// the driver's figure, and took that for less overhead: so it is taken off the quota when it is measured again.
+    pub fn has_left(&self, charge: Charge) {
+        let (device, bytes) = charge;
+        self.changes_resident(device, 0, granules_up(bytes));
+        if self.session.is_some() {
+            lock(&self.shares.unsettled).push(charge);
+            self.shares.any_lingering.store(true, SeqCst);
+        } else {
+            self.unreserve(device, granules_up(bytes), Backing::Pinned);
+        }
+    }
+
+    /// Measures what had been handed out and was let go of since, or was freed in stream order, and takes it off the
+    /// quota; `false`: there was nothing. All of it at once, since a measurement may take milliseconds.
     pub fn settle_ended(&self) -> bool {
         if !self.shares.any_lingering.load(SeqCst) {
             return false;

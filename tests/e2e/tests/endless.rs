@@ -72,6 +72,30 @@ fn nor_what_is_freed_to_a_pool_of_the_drivers() {
     what_is_freed_behind_it("endless-pool", "never");
 }
 
+/// The driver has it until the work before is done, so it stays charged; memory of work that ends is had again.
+#[test]
+fn plain_memory_that_is_freed_behind_it_stays_charged() {
+    let place = Place::new("endless-plain").build();
+    let daemon = place.daemon(&[]);
+    let mut client = probe(&place, "never", "256MiB");
+    for (work, again) in [("late 700 1", "ok"), (ENDLESS, "error 2")] {
+        fine(&mut client, "alloc 134217728");
+        fine(&mut client, work);
+        fine(&mut client, "let-go");
+        let (answer, took) = timed(&mut client, "alloc 134217728");
+        assert!(answer.starts_with(again), "{work}: {answer}");
+        assert!(took < IN_TIME, "{took:?}");
+        if again == "ok" {
+            fine(&mut client, "free all");
+            let used = daemon.workload("w")["used_bytes"].as_u64();
+            assert!(used.is_some_and(|used| used < 128 * MIB), "{used:?}");
+        }
+    }
+    // Nobody is in its way meanwhile.
+    fine(&mut client, "alloc 16777216");
+    client.kill();
+}
+
 /// Stacks grow only when the context is idle. Until then they are left room for.
 #[test]
 fn stacks_that_cannot_grow_now_hold_up_nobody() {

@@ -432,6 +432,16 @@ impl Handles {
         self.others.remove(&key)
     }
 
+    /// The same, for an address that may be managed memory's.
+    pub fn take_managed(&mut self, key: u64) -> Option<(Other, usize)> {
+        let known = self.others.get(&key)?;
+        if known.0.managed {
+            self.take_other(key)
+        } else {
+            None
+        }
+    }
+
     /// A context is gone with what it owned; VMM handles outlive it.
     pub fn take_context(&mut self, context: usize) -> (Vec<Other>, Vec<(u64, Import)>) {
         let imports = self

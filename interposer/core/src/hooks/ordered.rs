@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::driver::Status;
 use crate::graphs;
-use crate::heap::{Place, SMALL, small_size};
+use crate::heap::{Alloc, Place, SMALL, small_size};
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::stores::{Growth, Unmade, pool_reserved};
@@ -237,14 +237,58 @@ pub unsafe fn cuMemAllocFromPoolAsync_ptsz(
     }
 }
 
+/// What is on no record here, or managed memory. Whether that can be freed so is the driver's to say; it stays charged
+/// until it is gone.
+fn free_managed(
+    runtime: &Runtime,
+    ptr: u64,
+    stream: usize,
+    real: impl FnOnce() -> Status,
+) -> Status {
+    let charged = lock(&runtime.handles).take_managed(ptr);
+    let on_host = lock(&runtime.managed).take(ptr);
+    let status = real();
+    if !status.is_success() {
+        if let Some((other, context)) = charged {
+            lock(&runtime.handles).add_other(ptr, other, context);
+        }
+        if let Some(on_host) = on_host {
+            lock(&runtime.managed).put_back(ptr, on_host);
+        }
+        return status;
+    }
+    let Some((other, owner)) = charged else {
+        return status;
+    };
+    let (device, bytes) = other.charge;
+    let alloc = Alloc {
+        ptr,
+        bytes,
+        id: 0,
+        place: Place::Managed,
+        context: owner,
+        device,
+        pool: 0,
+    };
+    let context = context_of(runtime, stream).unwrap_or(owner);
+    let marked = vmm::in_context(context, || {
+        runtime.defer_charge(alloc, stream, context);
+        Ok(())
+    });
+    if marked.is_err() {
+        runtime.finish(&alloc);
+    }
+    status
+}
+
 fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status {
     let Some(runtime) = limited() else {
         return real();
     };
     let found = lock(&runtime.heap).find(ptr);
     match found {
-        None => real(),
-        Some(_) if capturing(runtime, stream) => real(),
+        _ if capturing(runtime, stream) => real(),
+        None => free_managed(runtime, ptr, stream, real),
         Some(_) => {
             // Somebody else may have freed it meanwhile: the driver refuses the second. Off the record
             // before it is freed, since the address may come again at once.
@@ -252,19 +296,18 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
                 return real();
             };
             if alloc.place.is_drivers() {
+                let _changing = runtime.changing();
                 let status = real();
                 if status.is_success() {
-                    runtime.drivers_freed(&alloc);
+                    let context = context_of(runtime, stream).unwrap_or(alloc.context);
+                    runtime.drivers_leaving(alloc, stream, context);
                 } else {
                     lock(&runtime.heap).put_back(alloc);
                 }
                 return status;
             }
-            let owner = lock(&runtime.contexts).context_of_stream(stream);
             // A default stream is the current context's, whoever owns the memory.
-            let context = owner
-                .or_else(|| runtime.current().ok().map(|(context, _)| context))
-                .unwrap_or(alloc.context);
+            let context = context_of(runtime, stream).unwrap_or(alloc.context);
             let name = reuse_name(stream);
             match vmm::in_context(context, || runtime.defer(alloc, stream, name, context)) {
                 Ok(()) => Status::SUCCESS,

@@ -19,6 +19,7 @@ cases!("managed":
     attributes_tell_advice_and_prefetches,
     attributes_of_mixed_ranges,
     other_memory_is_refused,
+    a_free_in_stream_order_frees_or_is_refused,
     locations_of_the_second_version,
     flags_and_sizes_are_checked,
 );
@@ -340,6 +341,26 @@ fn other_memory_is_refused() -> Outcome {
     ok!(cuMemFree_v2(address));
     fails!(cuMemFree_v2(address));
     Ok(())
+}
+
+/// Whether it can be freed in stream order is not documented. If so, it is gone after the work before; if not, it stays.
+/// Source: NVIDIA CUDA Driver API, Stream Ordered Memory Allocator, cuMemFreeAsync (says nothing of managed memory).
+fn a_free_in_stream_order_frees_or_is_refused() -> Outcome {
+    let (gpu, kernels) = start()?;
+    gpu.needs(115, "memory pools")?;
+    let (before, stream) = (quiet()?, stream(NON_BLOCKING)?);
+    let address = managed(SIZE)?;
+    ok!(kernels.fill(stream, address, (SIZE / 4) as u64, 4));
+    let code = cuMemFreeAsync(address, stream);
+    observe!("cuMemFreeAsync of managed memory answers {code:?}");
+    ok!(cuStreamSynchronize(stream));
+    if code.is_ok() {
+        fails!(cuMemFree_v2(address));
+    } else {
+        check!(words(address, SIZE).iter().all(|w| *w == 4), "contents differ");
+        ok!(cuMemFree_v2(address));
+    }
+    given_back(before, "freed")
 }
 
 /// The second version of prefetches and advice names places by kind, and ranges can be asked for that.
