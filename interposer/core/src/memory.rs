@@ -11,7 +11,7 @@ use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::{Status, call};
 use crate::gate;
-use crate::handles::Other;
+use crate::handles::{Kind, Other};
 use crate::heap::{Alloc, Block, Chunk, Place, SMALL};
 use crate::lock;
 use crate::quota::Backing;
@@ -227,6 +227,16 @@ impl Runtime {
     /// Undoes [`Runtime::charged_managed`], after the driver has released the memory.
     pub fn uncharge_managed(&self, device: usize, bytes: u64) {
         self.unreserve(device, granules_up(bytes), Backing::Pinned);
+    }
+
+    /// An array, a managed allocation, or a pointer from another process's pool is gone.
+    pub fn other_gone(&self, other: Other) {
+        let (device, bytes) = other.charge;
+        match other.kind {
+            Kind::Held => self.uncharge(device, bytes),
+            Kind::Managed => self.uncharge_managed(device, bytes),
+            Kind::Covered => self.may_hold(device, bytes, false),
+        }
     }
 
     /// Charges driver memory; returns what was reserved for it.
@@ -457,12 +467,8 @@ impl Runtime {
         }
         lock(&self.managed).forget_context(context);
         let (others, imports) = lock(&self.handles).take_context(context);
-        for Other { charge, managed } in others {
-            if managed {
-                self.uncharge_managed(charge.0, charge.1);
-            } else {
-                self.uncharge(charge.0, charge.1);
-            }
+        for other in others {
+            self.other_gone(other);
         }
         for (address, (device, bytes, charged)) in imports {
             self.unhold(address);

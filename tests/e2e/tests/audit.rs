@@ -346,6 +346,23 @@ fn overhead_does_not_hide_behind_managed_memory() {
     assert_eq!(used, Some(before + (384 + 64) * MIB));
 }
 
+/// An import that others are charged for may be shown as the importer's or not; once it is freed, that is over.
+#[test]
+fn overhead_does_not_hide_behind_an_import_that_was_freed() {
+    let place = Place::new("audit-freed").build();
+    let daemon = place.daemon(&[]);
+    let mut client = probe(&place, "w", "768MiB");
+    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
+    fine(&mut client, "pass 67108864");
+    std::thread::sleep(Duration::from_millis(2500));
+    let before = overhead().expect("it is measured");
+    fine(&mut client, "past 33554432");
+    until_within(PATIENCE, "what is taken beside it is charged", || {
+        (overhead() == Some(before + 32 * MIB)).then_some(())
+    });
+    client.kill();
+}
+
 /// Managed memory may or may not be on the device: its coming and going is no overhead.
 #[test]
 fn overhead_stays_what_it_is_while_managed_memory_comes_and_goes() {

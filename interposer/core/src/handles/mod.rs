@@ -14,14 +14,25 @@ pub use external::ExternalEnded;
 /// Device index and bytes.
 pub type Charge = (usize, u64);
 
-/// An array or a managed allocation.
+/// How memory is on the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Charged, and among what this process says that it holds.
+    Held,
+    /// Managed memory: charged; the driver may or may not have memory for it at any moment, and shows none of it as
+    /// the process's.
+    Managed,
+    /// An import that somebody else is charged for: the driver may or may not show it as the process's.
+    Covered,
+}
+
+/// An array, a managed allocation, or a pointer from another process's pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Other {
-    /// What it is charged.
+    /// Where it lies, and how much it is.
     pub charge: Charge,
-    /// Managed memory: the driver may or may not have memory for it at any moment, and shows none of it as the
-    /// process's.
-    pub managed: bool,
+    /// Whose charge that is.
+    pub kind: Kind,
 }
 
 /// An import: device index, bytes, and how many of them are charged here.
@@ -432,13 +443,13 @@ impl Handles {
         self.others.remove(&key)
     }
 
-    /// The same, for an address that may be managed memory's.
-    pub fn take_managed(&mut self, key: u64) -> Option<(Other, usize)> {
-        let known = self.others.get(&key)?;
-        if known.0.managed {
-            self.take_other(key)
-        } else {
+    /// The same, for the address of memory: arrays have other names.
+    pub fn take_address(&mut self, ptr: u64) -> Option<(Other, usize)> {
+        let (known, _) = self.others.get(&ptr)?;
+        if known.kind == Kind::Held {
             None
+        } else {
+            self.take_other(ptr)
         }
     }
 

@@ -157,7 +157,7 @@ fn an_ipc_handle_is_charged_until_closed_as_often_as_opened() {
 fn arrays_go_with_their_context() {
     let array = |device, bytes| Other {
         charge: (device, bytes),
-        managed: false,
+        kind: Kind::Held,
     };
     let mut handles = Handles::default();
     handles.add_other(1, array(0, 10), 5);

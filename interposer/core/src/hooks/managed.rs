@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::driver::{Status, call};
 use crate::gate;
-use crate::handles::Other;
+use crate::handles::{Kind, Other};
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::table::{CUmemLocation, sig};
@@ -71,7 +71,7 @@ impl Managed {
 fn resident(device: usize, bytes: u64) -> Other {
     Other {
         charge: (device, bytes),
-        managed: true,
+        kind: Kind::Managed,
     }
 }
 

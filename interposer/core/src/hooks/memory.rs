@@ -3,7 +3,6 @@
 use core::ffi::c_void;
 
 use crate::driver::{Status, call};
-use crate::handles::Other;
 use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
@@ -201,13 +200,7 @@ pub(super) fn destroy_other(
         lock(&runtime.handles).add_other(key, other, context);
         return status;
     }
-    let Other { charge, managed } = other;
-    let (device, bytes) = charge;
-    if managed {
-        runtime.uncharge_managed(device, bytes);
-    } else {
-        runtime.uncharge(device, bytes);
-    }
+    runtime.other_gone(other);
     status
 }
 

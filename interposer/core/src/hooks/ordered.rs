@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::driver::Status;
 use crate::graphs;
+use crate::handles::Kind;
 use crate::heap::{Alloc, Place, SMALL, small_size};
 use crate::lock;
 use crate::runtime::Runtime;
@@ -237,19 +238,14 @@ pub unsafe fn cuMemAllocFromPoolAsync_ptsz(
     }
 }
 
-/// What is on no record here, or managed memory. Whether that can be freed so is the driver's to say; it stays charged
-/// until it is gone.
-fn free_managed(
-    runtime: &Runtime,
-    ptr: u64,
-    stream: usize,
-    real: impl FnOnce() -> Status,
-) -> Status {
-    let charged = lock(&runtime.handles).take_managed(ptr);
+/// Managed memory, an import that others are charged for, or what is on no record at all. Whether it can be freed so
+/// is the driver's to say; what is charged stays so until it is gone.
+fn free_other(runtime: &Runtime, ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status {
+    let known = lock(&runtime.handles).take_address(ptr);
     let on_host = lock(&runtime.managed).take(ptr);
     let status = real();
     if !status.is_success() {
-        if let Some((other, context)) = charged {
+        if let Some((other, context)) = known {
             lock(&runtime.handles).add_other(ptr, other, context);
         }
         if let Some(on_host) = on_host {
@@ -257,9 +253,13 @@ fn free_managed(
         }
         return status;
     }
-    let Some((other, owner)) = charged else {
+    let Some((other, owner)) = known else {
         return status;
     };
+    if other.kind != Kind::Managed {
+        runtime.other_gone(other);
+        return status;
+    }
     let (device, bytes) = other.charge;
     let alloc = Alloc {
         ptr,
@@ -288,7 +288,7 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
     let found = lock(&runtime.heap).find(ptr);
     match found {
         _ if capturing(runtime, stream) => real(),
-        None => free_managed(runtime, ptr, stream, real),
+        None => free_other(runtime, ptr, stream, real),
         Some(_) => {
             // Somebody else may have freed it meanwhile: the driver refuses the second. Off the record
             // before it is freed, since the address may come again at once.

@@ -10,6 +10,7 @@ use spillway_protocol::granules_up;
 
 use crate::driver::{Status, call};
 use crate::gate;
+use crate::handles::{Kind, Other};
 use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
@@ -287,7 +288,22 @@ pub unsafe fn cuMemPoolImportPointer(
         return status;
     };
     match runtime.charge_import(device, bytes, key_of(&data)) {
-        Ok(0) => status,
+        Ok(0) => {
+            let covered = Other {
+                charge: (device, bytes),
+                kind: Kind::Covered,
+            };
+            let context = runtime.current().map_or(0, |(context, _)| context);
+            let mut handles = lock(&runtime.handles);
+            let again = handles.take_address(ptr);
+            handles.add_other(ptr, covered, context);
+            drop(handles);
+            if let Some((known, _)) = again {
+                // The driver has given out the same address: one free ends both.
+                runtime.other_gone(known);
+            }
+            status
+        }
         Ok(charged) => {
             let context = runtime.current().map_or(0, |(context, _)| context);
             // In whole granules, as it is charged: what is smaller is given back as a part of one.

@@ -10,6 +10,7 @@
 //!     past BYTES                -> the same, by the driver's own cuMemAlloc: no hook of any library sees it
 //!     export                    -> ok HANDLE | error CODE      cuIpcGetMemHandle of the last allocation
 //!     import HANDLE             -> ok ADDRESS | error CODE     cuIpcOpenMemHandle
+//!     pass BYTES                -> ok ADDRESS | error CODE     memory of a pool that is handed on; imported here once, and that freed
 //!     table                     -> ok | error CODE  the simulator's own table, by cuGetExportTable
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
@@ -83,7 +84,18 @@ struct Prop {
     flags: u64,
 }
 
-/// `CUipcMemHandle`.
+/// `CUmemPoolProps`.
+#[repr(C)]
+struct PoolProps {
+    kind: u32,
+    handle_types: u32,
+    location_type: u32,
+    location: i32,
+    windows: usize,
+    rest: [u64; 8],
+}
+
+/// `CUipcMemHandle`, and what is exported of a pool's pointer.
 #[repr(C)]
 struct Handle([u8; 64]);
 
@@ -123,6 +135,45 @@ impl Cuda {
         let status = call!(self.0, "cuIpcOpenMemHandle_v2", &raw mut at => *mut u64,
             handle => Handle, 1 => u32);
         if status == 0 { Ok(at) } else { Err(status) }
+    }
+
+    /// From a pool that others may import. Its memory is imported under a second address, which is freed again.
+    fn pass(&self, bytes: usize) -> Result<u64, i32> {
+        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
+        let props = PoolProps {
+            kind: 1,
+            handle_types: 1,
+            location_type: 1,
+            location: 0,
+            windows: 0,
+            rest: [0; 8],
+        };
+        let (mut pool, mut again, mut file) = (0usize, 0usize, -1i32);
+        let (mut at, mut other) = (0u64, 0u64);
+        let mut data = Handle([0; 64]);
+        fine(
+            call!(self.0, "cuMemPoolCreate", &raw mut pool => *mut usize, &raw const props => *const PoolProps),
+        )?;
+        fine(
+            call!(self.0, "cuMemPoolExportToShareableHandle", &raw mut file => *mut i32, pool => usize,
+            1 => u32, 0 => u64),
+        )?;
+        fine(
+            call!(self.0, "cuMemPoolImportFromShareableHandle", &raw mut again => *mut usize,
+            usize::try_from(file).unwrap_or(0) => usize, 1 => u32, 0 => u64),
+        )?;
+        fine(
+            call!(self.0, "cuMemAllocFromPoolAsync", &raw mut at => *mut u64, bytes => usize,
+            pool => usize, 0 => usize),
+        )?;
+        fine(call!(self.0, "cuMemPoolExportPointer", &raw mut data => *mut Handle, at => u64))?;
+        fine(
+            call!(self.0, "cuMemPoolImportPointer", &raw mut other => *mut u64, again => usize,
+            &raw mut data => *mut Handle),
+        )?;
+        fine(call!(self.0, "cuMemFreeAsync", other => u64, 0 => usize))?;
+        fine(call!(self.0, "cuCtxSynchronize",))?;
+        Ok(at)
     }
 
     /// A hook stands before `dlsym`, none before `dlvsym`: it finds the loader's own `dlsym`.
@@ -491,6 +542,7 @@ impl Probe {
                 Ok(at) => format!("ok {at:#x}"),
                 Err(code) => format!("error {code}"),
             },
+            "pass" => self.keep(self.cuda.pass(number(1)?), number(1)?),
             "table" => {
                 let (mut table, id) = (0usize, *b"spillwaysimtable");
                 let status = call!(self.cuda.0, "cuGetExportTable", &raw mut table => *mut usize,
