@@ -13,6 +13,7 @@
 //!     pass BYTES                -> ok ADDRESS | error CODE     memory of a pool that is handed on; imported here once, and that freed
 //!     table                     -> ok | error CODE  the simulator's own table, by cuGetExportTable
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
+//!     modules THREADS           -> won N refused N other N     each thread loads a module at once, and unloads it
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
 //!     free all|last|ADDRESS     -> ok N
 //!     let-go                    -> ok | error CODE  cuMemFreeAsync of the last allocation, on the legacy stream
@@ -83,6 +84,12 @@ struct Prop {
     windows: usize,
     flags: u64,
 }
+
+/// The project's kernels.
+const KERNELS: &str = concat!(
+    include_str!("../../../../simulator/kernels/spillway.ptx"),
+    "\0"
+);
 
 /// `CUmemPoolProps`.
 #[repr(C)]
@@ -395,6 +402,37 @@ impl Probe {
         format!("won {won} refused {refused} other {other}")
     }
 
+    fn modules(&self, threads: usize) -> String {
+        let start = Arc::new(Barrier::new(threads));
+        let context = self.contexts[self.device];
+        let runners: Vec<_> = (0..threads)
+            .map(|_| {
+                let (cuda, start) = (self.cuda.clone(), start.clone());
+                std::thread::spawn(move || {
+                    cuda.current(context);
+                    start.wait();
+                    let mut module = 0usize;
+                    let code = call!(cuda.0, "cuModuleLoadData", &raw mut module => *mut usize,
+                        KERNELS.as_ptr() => *const u8);
+                    if code == 0 {
+                        let _ = call!(cuda.0, "cuModuleUnload", module => usize);
+                    }
+                    code
+                })
+            })
+            .collect();
+        let codes: Vec<i32> = runners
+            .into_iter()
+            .map(|runner| runner.join().expect("a thread"))
+            .collect();
+        let count = |which: fn(i32) -> bool| codes.iter().filter(|code| which(**code)).count();
+        let (won, refused) = (count(|code| code == 0), count(|code| code == 2));
+        format!(
+            "won {won} refused {refused} other {}",
+            threads - won - refused
+        )
+    }
+
     fn free(&mut self, which: impl Fn(usize, u64) -> bool) -> String {
         let held = std::mem::take(&mut self.held);
         let mut count = 0;
@@ -435,15 +473,11 @@ impl Probe {
 
     /// Launches a kernel that takes `ms`, and behind it kernels that write to all that is allocated.
     fn late(&mut self, ms: u64, word: u32) -> Result<(), i32> {
-        const PTX: &str = concat!(
-            include_str!("../../../../simulator/kernels/spillway.ptx"),
-            "\0"
-        );
         let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
         if self.module == 0 {
             let module = &raw mut self.module;
             fine(
-                call!(self.cuda.0, "cuModuleLoadData", module => *mut usize, PTX.as_ptr() => *const u8),
+                call!(self.cuda.0, "cuModuleLoadData", module => *mut usize, KERNELS.as_ptr() => *const u8),
             )?;
         }
         let kernel = |name: &std::ffi::CStr| {
@@ -554,6 +588,7 @@ impl Probe {
                 }
             }
             "race" => self.race(number(1)?, number(2)?, number(3)?),
+            "modules" => self.modules(number(1)?),
             "storm" => {
                 let end = Instant::now() + Duration::from_millis(words.get(2)?.parse().ok()?);
                 let threads: Vec<_> = (0..u32::try_from(number(1)?).ok()?)
