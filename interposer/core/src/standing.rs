@@ -72,9 +72,19 @@ fn set_limit(which: u32, value: u64) -> Status {
     unsafe { call::cuCtxSetLimit(which, value) }
 }
 
-/// Whether PTX text calls the heap's functions; machine code does not say.
-fn text_uses_heap(text: &[u8]) -> bool {
-    text.windows(6).any(|word| word == b"malloc")
+/// Whether PTX text calls the heap's functions; machine code does not say. Names are whole words: PTX has letters,
+/// digits, `_`, `$` and `%` in them.
+pub fn text_uses_heap(text: &[u8]) -> bool {
+    const MALLOC: &[u8] = b"malloc";
+    let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%');
+    text.windows(MALLOC.len())
+        .enumerate()
+        .filter(|(_, word)| *word == MALLOC)
+        .any(|(at, _)| {
+            let before = at.checked_sub(1).and_then(|at| text.get(at));
+            let after = text.get(at + MALLOC.len());
+            !before.is_some_and(in_name) && !after.is_some_and(in_name)
+        })
 }
 
 impl Runtime {
@@ -282,5 +292,11 @@ mod tests {
         assert!(text_uses_heap(b"call.uni (r), malloc, (n);"));
         assert!(!text_uses_heap(b".entry fill() { ret; }"));
         assert!(!text_uses_heap(b""));
+        assert!(text_uses_heap(b"malloc"));
+        assert!(!text_uses_heap(b".func my_malloc_stats ( )"));
+        assert!(!text_uses_heap(
+            b"call.uni malloc2, (n); call.uni $malloc, (n); mov %malloc, 0;"
+        ));
+        assert!(text_uses_heap(b".func my_malloc; call (r), malloc, (n);"));
     }
 }
