@@ -287,11 +287,13 @@ impl Runtime {
         let alloc = lock(&self.heap).take(ptr)?;
         if alloc.place.is_drivers() {
             let _changing = self.changing();
+            let held = self.unhold(ptr);
             // SAFETY: the driver made it, and the record was taken once.
             let status = unsafe { call::cuMemFree_v2(ptr) };
             if status.is_success() {
                 self.drivers_freed(&alloc);
             } else {
+                self.hold_again(ptr, held);
                 lock(&self.heap).put_back(alloc);
             }
             return Some(status);
@@ -331,9 +333,8 @@ impl Runtime {
         }
     }
 
-    /// The driver has freed, or will in stream order, an allocation of its own that was on record.
+    /// The driver has freed, or will in stream order, an allocation of its own that was on record, and held no more.
     pub fn drivers_freed(&self, alloc: &Alloc) {
-        self.unhold(alloc.ptr);
         if alloc.place == Place::Pool {
             self.pool_frees.store(true, SeqCst);
             self.look_at_pool(alloc.pool);
@@ -350,7 +351,6 @@ impl Runtime {
             self.drivers_freed(&alloc);
             return;
         }
-        self.unhold(alloc.ptr);
         let marked = vmm::in_context(context, || {
             self.defer_charge(alloc, stream, context);
             Ok(())
@@ -460,6 +460,7 @@ impl Runtime {
         }
         for alloc in &allocs {
             if alloc.place == Place::Driver {
+                self.unhold(alloc.ptr);
                 self.drivers_freed(alloc);
             } else if alloc.pool != 0 {
                 lock(&self.pools).gone(alloc);

@@ -383,18 +383,19 @@ impl Handles {
         }
     }
 
-    /// Memory was opened by an IPC handle at `address`; `true`: it had been open before, so it is charged
-    /// already.
-    pub fn open_again(&mut self, address: u64) -> bool {
-        let known = self.opened.get_mut(&address);
-        known.map(|open| open.count += 1).is_some()
+    /// Memory was opened by an IPC handle at `address`; `Some`: it had been open before, so it is charged
+    /// already, as this says.
+    pub fn open_again(&mut self, address: u64) -> Option<Import> {
+        let open = self.opened.get_mut(&address)?;
+        open.count += 1;
+        Some(open.import)
     }
 
     /// The first time it is opened here, with its charge. `false`: another thread has opened it meanwhile, and
     /// what it was charged now is to be undone.
     #[must_use]
     pub fn opened(&mut self, address: u64, import: Import, context: usize) -> bool {
-        if self.open_again(address) {
+        if self.open_again(address).is_some() {
             return false;
         }
         let open = Open {

@@ -297,11 +297,13 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
             };
             if alloc.place.is_drivers() {
                 let _changing = runtime.changing();
+                let held = runtime.unhold(ptr);
                 let status = real();
                 if status.is_success() {
                     let context = context_of(runtime, stream).unwrap_or(alloc.context);
                     runtime.drivers_leaving(alloc, stream, context);
                 } else {
+                    runtime.hold_again(ptr, held);
                     lock(&runtime.heap).put_back(alloc);
                 }
                 return status;
