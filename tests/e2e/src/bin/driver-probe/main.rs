@@ -71,6 +71,9 @@ unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
 
+mod kernels;
+mod pass;
+
 #[derive(Clone)]
 struct Cuda(Arc<Library>);
 
@@ -83,23 +86,6 @@ struct Prop {
     location: i32,
     windows: usize,
     flags: u64,
-}
-
-/// The project's kernels.
-const KERNELS: &str = concat!(
-    include_str!("../../../../simulator/kernels/spillway.ptx"),
-    "\0"
-);
-
-/// `CUmemPoolProps`.
-#[repr(C)]
-struct PoolProps {
-    kind: u32,
-    handle_types: u32,
-    location_type: u32,
-    location: i32,
-    windows: usize,
-    rest: [u64; 8],
 }
 
 /// `CUipcMemHandle`, and what is exported of a pool's pointer.
@@ -142,45 +128,6 @@ impl Cuda {
         let status = call!(self.0, "cuIpcOpenMemHandle_v2", &raw mut at => *mut u64,
             handle => Handle, 1 => u32);
         if status == 0 { Ok(at) } else { Err(status) }
-    }
-
-    /// From a pool that others may import. Its memory is imported under a second address, which is freed again.
-    fn pass(&self, bytes: usize) -> Result<u64, i32> {
-        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
-        let props = PoolProps {
-            kind: 1,
-            handle_types: 1,
-            location_type: 1,
-            location: 0,
-            windows: 0,
-            rest: [0; 8],
-        };
-        let (mut pool, mut again, mut file) = (0usize, 0usize, -1i32);
-        let (mut at, mut other) = (0u64, 0u64);
-        let mut data = Handle([0; 64]);
-        fine(
-            call!(self.0, "cuMemPoolCreate", &raw mut pool => *mut usize, &raw const props => *const PoolProps),
-        )?;
-        fine(
-            call!(self.0, "cuMemPoolExportToShareableHandle", &raw mut file => *mut i32, pool => usize,
-            1 => u32, 0 => u64),
-        )?;
-        fine(
-            call!(self.0, "cuMemPoolImportFromShareableHandle", &raw mut again => *mut usize,
-            usize::try_from(file).unwrap_or(0) => usize, 1 => u32, 0 => u64),
-        )?;
-        fine(
-            call!(self.0, "cuMemAllocFromPoolAsync", &raw mut at => *mut u64, bytes => usize,
-            pool => usize, 0 => usize),
-        )?;
-        fine(call!(self.0, "cuMemPoolExportPointer", &raw mut data => *mut Handle, at => u64))?;
-        fine(
-            call!(self.0, "cuMemPoolImportPointer", &raw mut other => *mut u64, again => usize,
-            &raw mut data => *mut Handle),
-        )?;
-        fine(call!(self.0, "cuMemFreeAsync", other => u64, 0 => usize))?;
-        fine(call!(self.0, "cuCtxSynchronize",))?;
-        Ok(at)
     }
 
     /// A hook stands before `dlsym`, none before `dlvsym`: it finds the loader's own `dlsym`.
@@ -402,37 +349,6 @@ impl Probe {
         format!("won {won} refused {refused} other {other}")
     }
 
-    fn modules(&self, threads: usize) -> String {
-        let start = Arc::new(Barrier::new(threads));
-        let context = self.contexts[self.device];
-        let runners: Vec<_> = (0..threads)
-            .map(|_| {
-                let (cuda, start) = (self.cuda.clone(), start.clone());
-                std::thread::spawn(move || {
-                    cuda.current(context);
-                    start.wait();
-                    let mut module = 0usize;
-                    let code = call!(cuda.0, "cuModuleLoadData", &raw mut module => *mut usize,
-                        KERNELS.as_ptr() => *const u8);
-                    if code == 0 {
-                        let _ = call!(cuda.0, "cuModuleUnload", module => usize);
-                    }
-                    code
-                })
-            })
-            .collect();
-        let codes: Vec<i32> = runners
-            .into_iter()
-            .map(|runner| runner.join().expect("a thread"))
-            .collect();
-        let count = |which: fn(i32) -> bool| codes.iter().filter(|code| which(**code)).count();
-        let (won, refused) = (count(|code| code == 0), count(|code| code == 2));
-        format!(
-            "won {won} refused {refused} other {}",
-            threads - won - refused
-        )
-    }
-
     fn free(&mut self, which: impl Fn(usize, u64) -> bool) -> String {
         let held = std::mem::take(&mut self.held);
         let mut count = 0;
@@ -469,64 +385,6 @@ impl Probe {
         }
         self.cuda.current(self.contexts[self.device]);
         "ok".to_owned()
-    }
-
-    /// Launches a kernel that takes `ms`, and behind it kernels that write to all that is allocated.
-    fn late(&mut self, ms: u64, word: u32) -> Result<(), i32> {
-        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
-        if self.module == 0 {
-            let module = &raw mut self.module;
-            fine(
-                call!(self.cuda.0, "cuModuleLoadData", module => *mut usize, KERNELS.as_ptr() => *const u8),
-            )?;
-        }
-        let kernel = |name: &std::ffi::CStr| {
-            let mut at = 0usize;
-            let found = call!(self.cuda.0, "cuModuleGetFunction", &raw mut at => *mut usize,
-                self.module => usize, name.as_ptr() => *const std::ffi::c_char);
-            fine(found).map(|()| at)
-        };
-        let launch = |kernel: usize, blocks: u32, values: &[*const c_void]| {
-            fine(
-                call!(self.cuda.0, "cuLaunchKernel", kernel => usize, blocks => u32, 1 => u32, 1 => u32,
-                256 => u32, 1 => u32, 1 => u32, 0 => u32, 0 => usize,
-                values.as_ptr() => *const *const c_void, std::ptr::null() => *const c_void),
-            )
-        };
-        let (spin, fill) = (kernel(c"spin_ns")?, kernel(c"fill_u32")?);
-        let time = ms * 1_000_000;
-        launch(spin, 1, &[(&raw const time).cast()])?;
-        for &(at, bytes, _) in &self.held {
-            let word = word.wrapping_add(u32::try_from(at >> 9 & 0xffff_ffff).unwrap_or(0));
-            let words = bytes as u64 / 4;
-            launch(
-                fill,
-                64,
-                &[
-                    (&raw const at).cast(),
-                    (&raw const words).cast(),
-                    (&raw const word).cast(),
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Loads the kernel with local memory, and asks for it.
-    fn find_stack(&self) -> Result<(), i32> {
-        const PTX: &str = concat!(
-            include_str!("../../../../simulator/kernels/stack.ptx"),
-            "\0"
-        );
-        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
-        let (mut module, mut function) = (0usize, 0usize);
-        fine(
-            call!(self.cuda.0, "cuModuleLoadData", &raw mut module => *mut usize, PTX.as_ptr() => *const u8),
-        )?;
-        fine(
-            call!(self.cuda.0, "cuModuleGetFunction", &raw mut function => *mut usize, module => usize,
-            c"stack_u32".as_ptr() => *const c_char),
-        )
     }
 
     fn check(&self, word: u32) -> String {
