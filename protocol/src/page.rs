@@ -86,8 +86,8 @@ pub struct ObservedDevice {
     pub pinned: AtomicU64,
     /// Bytes that blocked allocating calls are waiting for.
     pub demand: AtomicU64,
-    /// Bytes in `used` or elsewhere charged that the driver may or may not show as held by this process
-    /// (managed memory, imports): beyond `resident`, its figure may be higher by as much.
+    /// Bytes that somebody else is charged for and that the driver may or may not show as held by this process
+    /// (imports): beyond `resident`, its figure may be higher by as much.
     pub maybe: AtomicU64,
     /// What the process's first context here has cost, as measured, in bytes; 0: not known.
     pub context: AtomicU64,

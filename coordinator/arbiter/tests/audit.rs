@@ -254,18 +254,18 @@ fn memory_that_the_driver_may_or_may_not_count_is_no_overhead() {
     assert_eq!(overhead(0, 64 * MIB, u64::MAX), 0);
 
     let mut audit = Audit::default();
-    let managed = |shown, maybe| {
+    let imports = |shown, maybe| {
         change(member(8, shown, Some(64 * MIB)), |m| {
             m.limit = 64 * GIB;
             m.maybe = maybe;
         })
     };
     let steps = [
-        managed(128 * MIB, 0),
-        managed(128 * MIB, GIB),
-        managed(128 * MIB + GIB, GIB),
-        managed(500 * MIB, GIB),
-        managed(128 * MIB, 0),
+        imports(128 * MIB, 0),
+        imports(128 * MIB, GIB),
+        imports(128 * MIB + GIB, GIB),
+        imports(500 * MIB, GIB),
+        imports(128 * MIB, 0),
     ];
     let mut at = 0;
     for step in steps.into_iter().cycle().take(100) {
@@ -273,7 +273,7 @@ fn memory_that_the_driver_may_or_may_not_count_is_no_overhead() {
         at += 6 * SECOND;
     }
     // One that is gone by the process's account and not by the driver's.
-    let hidden = [managed(128 * MIB + GIB, 0)];
+    let hidden = [imports(128 * MIB + GIB, 0)];
     let (_, escape) = until(&mut audit, at, at + 5 * SECOND, &hidden).expect("told");
     assert!(matches!(escape, Escape::Uncharged { bytes: GIB, .. }));
 }

@@ -159,15 +159,10 @@ impl Daemon {
     }
 
     /// Bytes beyond what a process says that it holds which the driver may show for it, although they
-    /// are not its overhead. It can be what it is charged for as pinned, as managed memory is, or what
-    /// somebody else is charged for; it is not more because a process says so.
+    /// are not its overhead. It can be what somebody else is charged for; it is not more because a process
+    /// says so.
     pub(super) fn maybe(&self, id: ProcessId, device: DeviceId, held: Held) -> u64 {
-        let (grant, _) = self.arbiter.account(id, device);
-        let pair = self.pages.0.get(&id);
-        let pinned = pair
-            .and_then(|pair| pair.observed(device))
-            .map_or(0, |at| at.pinned.load(SeqCst).min(grant));
-        let most = pinned.saturating_add(self.claims.covered(id, device));
+        let most = self.claims.covered(id, device);
         held.maybe.min(most).min(self.devices[device].gpu.total)
     }
 

@@ -3,8 +3,8 @@
 //! A process's overhead is what the driver shows for it minus what it says that it holds itself. The
 //! two are read at different moments, so a sample counts only if the process did not change its
 //! physical memory in between: its two counters of begun and ended changes are equal and unchanged.
-//! Some memory the driver may or may not show as the process's (managed memory, imports): how much that
-//! can be is read at the same moments.
+//! Some memory the driver may or may not show as the process's (imports): how much that can be is read at the
+//! same moments. Managed memory it never shows as any process's, so it is in neither figure.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,13 +1,15 @@
 //! Stream-ordered frees: memory that is free in its stream's order, but not yet for everybody.
 //!
 //! Each waits with an event. The same stream may have it again at once, for the same rounded size;
-//! anybody else once the event is done.
+//! anybody else once the event is done. What the driver frees itself stays charged as long.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
 
 use crate::driver::{Status, call};
 use crate::heap::{Alloc, Place, small_size};
+use crate::idle::{AT_MOST, comes};
 use crate::lock;
 use crate::pools::rounded;
 use crate::runtime::Runtime;
@@ -90,6 +92,25 @@ impl Deferred {
     }
 }
 
+/// An event of ours that is done once a stream has come as far as now.
+fn record(stream: usize) -> Result<usize, Status> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: the driver fills one handle, and records it in the application's stream.
+    let recorded = unsafe {
+        call::cuEventCreate(&raw mut event, DISABLE_TIMING)
+            .ok()
+            .and_then(|()| call::cuEventRecord(event, stream as *mut _).ok())
+    };
+    if let Err(why) = recorded {
+        if !event.is_null() {
+            // SAFETY: made above.
+            let _ = unsafe { call::cuEventDestroy_v2(event) };
+        }
+        return Err(why);
+    }
+    Ok(event as usize)
+}
+
 impl Runtime {
     /// Gives memory back once `stream` has come this far. `context` is the stream's, and current.
     /// `name`: under which name the same stream may reuse it; 0: not.
@@ -103,32 +124,37 @@ impl Runtime {
         name: usize,
         context: usize,
     ) -> Result<(), Status> {
-        let mut event = std::ptr::null_mut();
-        // SAFETY: the driver fills one handle, and records it in the application's stream.
-        let recorded = unsafe {
-            call::cuEventCreate(&raw mut event, DISABLE_TIMING)
-                .ok()
-                .and_then(|()| call::cuEventRecord(event, stream as *mut _).ok())
-        };
-        if let Err(why) = recorded {
-            if !event.is_null() {
-                // SAFETY: made above.
-                let _ = unsafe { call::cuEventDestroy_v2(event) };
+        match record(stream) {
+            Ok(event) => self.wait_with(alloc, event, name, context),
+            Err(why) => {
+                lock(&self.heap).put_back(alloc);
+                return Err(why);
             }
-            lock(&self.heap).put_back(alloc);
-            return Err(why);
         }
+        Ok(())
+    }
+
+    /// The driver frees memory of its own once `stream` has come as far as now: so long it stays charged. Otherwise
+    /// as [`Runtime::defer`].
+    pub fn defer_charge(&self, alloc: Alloc, stream: usize, context: usize) {
+        match record(stream) {
+            Ok(event) => self.wait_with(alloc, event, 0, context),
+            // Nothing runs any more, or nobody can tell.
+            Err(_) => self.finish(&alloc),
+        }
+    }
+
+    fn wait_with(&self, alloc: Alloc, event: usize, stream: usize, context: usize) {
         let mut deferred = lock(&self.deferred);
         let born = deferred.clock;
         deferred.entries.push(Entry {
             alloc,
-            stream: name,
+            stream,
             context,
-            event: event as usize,
+            event,
             born,
         });
         self.has_deferred.store(true, SeqCst);
-        Ok(())
     }
 
     /// Reuses a free of the same stream into the same pool: in stream order it is free already.
@@ -159,7 +185,7 @@ impl Runtime {
 
     /// Gives back what is finished, as far as the pools do not keep it.
     pub fn reap_deferred(&self) {
-        self.reap(|_| true, false);
+        self.reap(|_| true, None);
         if !self.has_own_pools.load(SeqCst) {
             return;
         }
@@ -169,9 +195,11 @@ impl Runtime {
         }
     }
 
-    /// Waits for what was freed on a device and gives it back; `false`: there was nothing.
+    /// Waits for what was freed on a device and gives it back; `false`: there was nothing, or the work before it
+    /// goes on for longer than [`AT_MOST`].
     pub fn wait_for_deferred(&self, device: usize) -> bool {
-        self.reap(|alloc| alloc.device == device, true) | self.wait_for_pools()
+        let until = Instant::now() + AT_MOST;
+        self.reap(|alloc| alloc.device == device, Some(until)) | self.wait_for_pools()
     }
 
     /// Waits for stream-ordered frees of the driver's own, which its pools give back afterwards;
@@ -180,12 +208,11 @@ impl Runtime {
         if !self.pool_frees.load(SeqCst) || self.glance.capturing() {
             return false;
         }
-        // SAFETY: no pointers are involved.
-        let waited = unsafe { call::cuCtxSynchronize() }.is_success();
-        waited && self.pool_frees.swap(false, SeqCst)
+        self.synchronized() == Some(Ok(())) && self.pool_frees.swap(false, SeqCst)
     }
 
-    fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: bool) -> bool {
+    /// `wait`: until when what is not finished is waited for.
+    fn reap(&self, which: impl Fn(&Alloc) -> bool, wait: Option<Instant>) -> bool {
         if !self.has_deferred.load(SeqCst) {
             return false;
         }
@@ -209,15 +236,12 @@ impl Runtime {
                 let finished = self.using(entry.alloc.context, || {
                     self.using(entry.context, || {
                         let event = entry.event as *mut _;
-                        // SAFETY: an event of ours, not destroyed before its entry is.
-                        let status = unsafe {
-                            if wait {
-                                call::cuEventSynchronize(event)
-                            } else {
-                                call::cuEventQuery(event)
-                            }
+                        let done = || {
+                            // SAFETY: an event of ours, not destroyed before its entry is.
+                            let status = unsafe { call::cuEventQuery(event) };
+                            status != Status::NOT_READY
                         };
-                        if status == Status::NOT_READY {
+                        if !wait.map_or_else(done, |until| comes(until, done)) {
                             return false;
                         }
                         // Done, or the context is broken: nothing runs in it any more.
@@ -246,6 +270,9 @@ impl Runtime {
         }
         for alloc in &gone {
             lock(&self.pools).gone(alloc);
+            if alloc.place.is_drivers() {
+                self.finish(alloc);
+            }
         }
         any || !finished.is_empty()
     }

@@ -15,6 +15,7 @@ mod graphs;
 mod handles;
 mod heap;
 pub mod hooks;
+mod idle;
 mod memory;
 mod meter;
 mod overhead;

@@ -11,7 +11,7 @@ use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::{Status, call};
 use crate::gate;
-use crate::handles::Other;
+use crate::handles::{Kind, Other};
 use crate::heap::{Alloc, Block, Chunk, Place, SMALL};
 use crate::lock;
 use crate::quota::Backing;
@@ -201,11 +201,12 @@ impl Runtime {
         Ok(())
     }
 
-    /// The same for memory that the driver may or may not have on the device at any moment.
+    /// The same for managed memory: the driver may or may not have it on the device at any moment, and does not
+    /// show it as this process's. So it is charged, and never among what is resident.
     ///
     /// # Errors
     /// As for [`Runtime::charged`].
-    pub fn charged_maybe(
+    pub fn charged_managed(
         &self,
         device: usize,
         bytes: u64,
@@ -220,14 +221,22 @@ impl Runtime {
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
             return Err(why);
         }
-        self.may_hold(device, bytes, true);
         Ok(())
     }
 
-    /// Undoes [`Runtime::charged_maybe`], after the driver has released the memory.
-    pub fn uncharge_maybe(&self, device: usize, bytes: u64) {
-        self.may_hold(device, bytes, false);
+    /// Undoes [`Runtime::charged_managed`], after the driver has released the memory.
+    pub fn uncharge_managed(&self, device: usize, bytes: u64) {
         self.unreserve(device, granules_up(bytes), Backing::Pinned);
+    }
+
+    /// An array, a managed allocation, or a pointer from another process's pool is gone.
+    pub fn other_gone(&self, other: Other) {
+        let (device, bytes) = other.charge;
+        match other.kind {
+            Kind::Held => self.uncharge(device, bytes),
+            Kind::Managed => self.uncharge_managed(device, bytes),
+            Kind::Covered => self.may_hold(device, bytes, false),
+        }
     }
 
     /// Charges driver memory; returns what was reserved for it.
@@ -278,11 +287,13 @@ impl Runtime {
         let alloc = lock(&self.heap).take(ptr)?;
         if alloc.place.is_drivers() {
             let _changing = self.changing();
+            let held = self.unhold(ptr);
             // SAFETY: the driver made it, and the record was taken once.
             let status = unsafe { call::cuMemFree_v2(ptr) };
             if status.is_success() {
                 self.drivers_freed(&alloc);
             } else {
+                self.hold_again(ptr, held);
                 lock(&self.heap).put_back(alloc);
             }
             return Some(status);
@@ -322,15 +333,30 @@ impl Runtime {
         }
     }
 
-    /// The driver has freed, or will in stream order, an allocation of its own that was on record.
+    /// The driver has freed, or will in stream order, an allocation of its own that was on record, and held no more.
     pub fn drivers_freed(&self, alloc: &Alloc) {
-        self.unhold(alloc.ptr);
         if alloc.place == Place::Pool {
             self.pool_frees.store(true, SeqCst);
             self.look_at_pool(alloc.pool);
         } else {
             self.uncharge(alloc.device, alloc.bytes);
             lock(&self.pools).gone(alloc);
+        }
+    }
+
+    /// The driver frees an allocation of its own, which was on record, as soon as a stream has come as far as now: so
+    /// long it stays charged. Small ones are let go of at once.
+    pub fn drivers_leaving(&self, alloc: Alloc, stream: usize, context: usize) {
+        if alloc.place != Place::Driver || alloc.bytes < SMALL || !self.limited {
+            self.drivers_freed(&alloc);
+            return;
+        }
+        let marked = vmm::in_context(context, || {
+            self.defer_charge(alloc, stream, context);
+            Ok(())
+        });
+        if marked.is_err() {
+            self.finish(&alloc);
         }
     }
 
@@ -352,8 +378,11 @@ impl Runtime {
 
     /// Makes a freed allocation's memory reusable: no work uses it any more.
     pub fn finish(&self, alloc: &Alloc) {
-        if alloc.place.is_drivers() {
-            return;
+        match alloc.place {
+            Place::Own | Place::Slab(_) => {}
+            Place::Pool => return,
+            Place::Driver => return self.has_left((alloc.device, alloc.bytes)),
+            Place::Managed => return self.uncharge_managed(alloc.device, alloc.bytes),
         }
         let block = lock(&self.heap).give_back(alloc);
         if let Some(block) = block {
@@ -442,6 +471,7 @@ impl Runtime {
         }
         for alloc in &allocs {
             if alloc.place == Place::Driver {
+                self.unhold(alloc.ptr);
                 self.drivers_freed(alloc);
             } else if alloc.pool != 0 {
                 lock(&self.pools).gone(alloc);
@@ -449,12 +479,8 @@ impl Runtime {
         }
         lock(&self.managed).forget_context(context);
         let (others, imports) = lock(&self.handles).take_context(context);
-        for Other { charge, maybe } in others {
-            if maybe {
-                self.uncharge_maybe(charge.0, charge.1);
-            } else {
-                self.uncharge(charge.0, charge.1);
-            }
+        for other in others {
+            self.other_gone(other);
         }
         for (address, (device, bytes, charged)) in imports {
             self.unhold(address);

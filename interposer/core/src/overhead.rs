@@ -14,6 +14,7 @@ use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::{Status, call};
 use crate::gate;
+use crate::idle::AT_MOST;
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::standing::{FAR, is_loaded};
@@ -295,8 +296,10 @@ impl Runtime {
     }
 
     /// Before `bytes` are reserved on a device: if that comes near the limit, what the driver will take for
-    /// the program's functions is taken now, and measured, so that it is in the account.
-    pub fn settle_overhead(&self, device: usize, bytes: u64) {
+    /// the program's functions is taken now, and measured, so that it is in the account. Returns the bytes that
+    /// could not be taken, and have to stay free: stacks do not grow while work runs or a stream captures.
+    #[must_use]
+    pub fn settle_overhead(&self, device: usize, bytes: u64) -> u64 {
         let stacks = self.stacks_to_come(device);
         let reach = if self.overhead.any_pending.load(SeqCst) {
             FAR
@@ -305,13 +308,9 @@ impl Runtime {
         };
         let near = bytes.saturating_add(reach).saturating_add(stacks);
         if self.session.is_none() || self.headroom(device) >= signed(near) {
-            return;
+            return 0;
         }
-        // Not while a stream captures: the driver waits for the device.
-        if stacks > 0 && !self.glance.capturing() {
-            let inside = gate::enter();
-            self.grow_stacks(device);
-            drop(inside);
+        if stacks > 0 && self.grow_stacks(device, Duration::ZERO) {
             self.overhead.stale.store(true, SeqCst);
         }
         self.measure_lingering(device);
@@ -321,6 +320,15 @@ impl Runtime {
         } else if self.overhead.stale.load(SeqCst) || self.may_inherit() || self.may_have_grown() {
             self.measure_now();
         }
+        let left = self.stacks_to_come(device);
+        if left == 0 || self.headroom(device) >= signed(bytes.saturating_add(left)) {
+            return left;
+        }
+        // It fits only if the stacks take less than is reckoned for them.
+        if !self.glance.capturing() && self.grow_stacks(device, AT_MOST) {
+            self.measure_now();
+        }
+        self.stacks_to_come(device)
     }
 
     fn load_pending(&self, device: usize) {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use spillway_protocol::{GRANULE, granules_up, page};
 
 use crate::heap::small_size;
+use crate::overhead::signed;
 use crate::runtime::Runtime;
 use crate::session::Grown;
 
@@ -25,13 +26,14 @@ pub enum Backing {
 const TRIES: usize = 64;
 
 impl Runtime {
-    fn try_reserve(&self, device: usize, bytes: u64, pageable: bool) -> Option<Backing> {
+    /// `left`: what has to stay free below the limit.
+    fn try_reserve(&self, device: usize, bytes: u64, pageable: bool, left: u64) -> Option<Backing> {
         let own = &self.observed.devices[device];
         if !page::reserve(&own.used, bytes, || &self.desired().devices[device].grant) {
             return None;
         }
         // A grant that was made before overhead grew may be more than the limit has left: the coordinator decides.
-        if self.session.is_some() && self.headroom(device) < 0 {
+        if self.session.is_some() && self.headroom(device) < signed(left) {
             crate::take_off(&own.used, bytes);
             return None;
         }
@@ -54,11 +56,11 @@ impl Runtime {
     /// # Errors
     /// The bytes would pass the limit, or could not be had in time. Nothing is reserved.
     pub fn reserve(&self, device: usize, bytes: u64, mut pageable: bool) -> Result<Backing, ()> {
-        self.settle_overhead(device, bytes);
+        let left = self.settle_overhead(device, bytes);
         let mut drained = false;
         let demand = &self.observed.devices[device].demand;
         for _ in 0..TRIES {
-            if let Some(backing) = self.try_reserve(device, bytes, pageable) {
+            if let Some(backing) = self.try_reserve(device, bytes, pageable, left) {
                 return Ok(backing);
             }
             if self.give_back_spare(device) {
@@ -72,6 +74,14 @@ impl Runtime {
                 }
                 break;
             };
+            if left > 0 && self.headroom(device) < signed(bytes.saturating_add(left)) {
+                // A grant would not help.
+                if !drained && self.wait_for_deferred(device) {
+                    drained = true;
+                    continue;
+                }
+                break;
+            }
             demand.fetch_add(bytes, SeqCst);
             let grown = session.grow(device, bytes, if pageable { bytes } else { 0 }, false);
             demand.fetch_sub(bytes, SeqCst);
@@ -112,6 +122,7 @@ impl Runtime {
         }
         self.look_at_stores(device);
         self.look_at_descriptors();
+        self.settle_ended();
         self.measure_lingering(device);
         self.measure_if_changed();
         let desired = &self.desired().devices[device];

@@ -14,16 +14,19 @@ use crate::quota::Backing;
 use crate::runtime::Runtime;
 
 /// What is told to others: device index, bytes, key.
-type Held = (usize, u64, u64);
+pub type Held = (usize, u64, u64);
+
+/// Names of one piece of memory that are kept. Who imports it by an older one is charged for it.
+const NAMES_AT_MOST: usize = 16;
 
 /// What this process is charged for and others may map.
 #[derive(Debug, Default)]
 pub struct Shares {
-    /// By the pointer whose end ends it.
-    by_pointer: Mutex<HashMap<u64, Held>>,
+    /// By the pointer whose end ends it. The driver may give one piece of memory several names.
+    by_pointer: Mutex<HashMap<u64, Vec<Held>>>,
     /// Memory known by its size only, with how often.
     by_size: Mutex<HashMap<(usize, u64), u32>>,
-    /// How many of both.
+    /// How many pointers there are.
     count: AtomicU64,
     /// Some descriptor was handed out, and may be open.
     descriptors: AtomicBool,
@@ -33,6 +36,31 @@ pub struct Shares {
     any_lingering: AtomicBool,
     /// What of it is charged still, until it is measured.
     unsettled: Mutex<Vec<Charge>>,
+}
+
+impl Shares {
+    /// `None`: that is known. Otherwise what is forgotten for it, if that is too much for one pointer.
+    fn hold(&self, pointer: u64, held: Held) -> Option<Option<Held>> {
+        let mut known = lock(&self.by_pointer);
+        let names = known.entry(pointer).or_default();
+        if names.contains(&held) {
+            return None;
+        }
+        let oldest = (names.len() == NAMES_AT_MOST).then(|| names.remove(0));
+        names.push(held);
+        self.count.store(known.len() as u64, SeqCst);
+        Some(oldest)
+    }
+
+    fn unhold(&self, pointer: u64) -> Vec<Held> {
+        if self.count.load(SeqCst) == 0 {
+            return Vec::new();
+        }
+        let mut known = lock(&self.by_pointer);
+        let held = known.remove(&pointer).unwrap_or_default();
+        self.count.store(known.len() as u64, SeqCst);
+        held
+    }
 }
 
 /// What is open under a number in this process.
@@ -77,29 +105,33 @@ impl Drop for Changing<'_> {
 impl Runtime {
     /// Memory at `pointer`, which this process is charged for, can be mapped by others under `key`.
     pub fn hold(&self, pointer: u64, held: Held) {
-        if lock(&self.shares.by_pointer)
-            .insert(pointer, held)
-            .is_some()
-        {
+        let Some(oldest) = self.shares.hold(pointer, held) else {
             return;
-        }
-        self.shares.count.fetch_add(1, SeqCst);
+        };
         if let Some(session) = &self.session {
             session.hold(held.0, held.1, held.2);
+            if let Some((device, bytes, key)) = oldest {
+                session.unhold(device, bytes, key);
+            }
         }
     }
 
-    /// The memory at `pointer` is gone.
-    pub fn unhold(&self, pointer: u64) {
-        if self.shares.count.load(SeqCst) == 0 {
-            return;
-        }
-        let held = lock(&self.shares.by_pointer).remove(&pointer);
-        if let Some((device, bytes, key)) = held {
-            self.shares.count.fetch_sub(1, SeqCst);
-            if let Some(session) = &self.session {
+    /// The memory at `pointer` is about to go: before the driver is asked, since the address may come again, and be
+    /// held again, at once. To be held once more, as returned, if the driver refuses.
+    pub fn unhold(&self, pointer: u64) -> Vec<Held> {
+        let all = self.shares.unhold(pointer);
+        if let Some(session) = &self.session {
+            for &(device, bytes, key) in &all {
                 session.unhold(device, bytes, key);
             }
+        }
+        all
+    }
+
+    /// The driver has refused to let go of the memory at `pointer`.
+    pub fn hold_again(&self, pointer: u64, all: Vec<Held>) {
+        for held in all {
+            self.hold(pointer, held);
         }
     }
 
@@ -139,6 +171,7 @@ impl Runtime {
             None if key == 0 => lock(&self.shares.by_size).contains_key(&(device, bytes)),
             None => lock(&self.shares.by_pointer)
                 .values()
+                .flatten()
                 .any(|&(d, _, k)| (d, k) == (device, key)),
         };
         if covered {
@@ -238,8 +271,21 @@ impl Runtime {
         }
     }
 
-    /// Measures what had been handed out and was let go of since, and takes it off the quota; `false`:
-    /// there was nothing. All of it at once, since a measurement may take milliseconds.
+    /// The driver has freed memory that is charged, at some time before now. Who measured since then has missed it in
+    /// the driver's figure, and took that for less overhead: so it is taken off the quota when it is measured again.
+    pub fn has_left(&self, charge: Charge) {
+        let (device, bytes) = charge;
+        self.changes_resident(device, 0, granules_up(bytes));
+        if self.session.is_some() {
+            lock(&self.shares.unsettled).push(charge);
+            self.shares.any_lingering.store(true, SeqCst);
+        } else {
+            self.unreserve(device, granules_up(bytes), Backing::Pinned);
+        }
+    }
+
+    /// Measures what had been handed out and was let go of since, or was freed in stream order, and takes it off the
+    /// quota; `false`: there was nothing. All of it at once, since a measurement may take milliseconds.
     pub fn settle_ended(&self) -> bool {
         if !self.shares.any_lingering.load(SeqCst) {
             return false;
@@ -292,7 +338,24 @@ impl Runtime {
 
 #[cfg(test)]
 mod tests {
-    use super::key_of;
+    use super::{NAMES_AT_MOST, Shares, key_of};
+
+    #[test]
+    fn memory_goes_with_all_its_names() {
+        let shares = Shares::default();
+        assert_eq!(shares.hold(100, (0, 10, 1)), Some(None));
+        assert_eq!(shares.hold(100, (0, 10, 1)), None, "told once");
+        assert_eq!(shares.hold(100, (0, 10, 2)), Some(None), "a second name");
+        assert_eq!(shares.hold(200, (0, 10, 3)), Some(None));
+        assert_eq!(shares.unhold(100), vec![(0, 10, 1), (0, 10, 2)]);
+        assert_eq!(shares.unhold(100), vec![]);
+        assert_eq!(shares.unhold(200), vec![(0, 10, 3)]);
+        for key in 1..=NAMES_AT_MOST as u64 {
+            assert_eq!(shares.hold(100, (0, 10, key)), Some(None));
+        }
+        assert_eq!(shares.hold(100, (0, 10, 99)), Some(Some((0, 10, 1))));
+        assert_eq!(shares.unhold(100).len(), NAMES_AT_MOST);
+    }
 
     #[test]
     fn keys_tell_handles_apart_and_are_never_zero() {

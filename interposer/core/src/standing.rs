@@ -8,10 +8,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use spillway_protocol::GRANULE;
 
 use crate::driver::{Status, call};
+use crate::gate;
 use crate::lock;
 use crate::overhead::signed;
 use crate::runtime::Runtime;
@@ -70,9 +72,19 @@ fn set_limit(which: u32, value: u64) -> Status {
     unsafe { call::cuCtxSetLimit(which, value) }
 }
 
-/// Whether PTX text calls the heap's functions; machine code does not say.
-fn text_uses_heap(text: &[u8]) -> bool {
-    text.windows(6).any(|word| word == b"malloc")
+/// Whether PTX text calls the heap's functions; machine code does not say. Names are whole words: PTX has letters,
+/// digits, `_`, `$` and `%` in them.
+pub fn text_uses_heap(text: &[u8]) -> bool {
+    const MALLOC: &[u8] = b"malloc";
+    let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'%');
+    text.windows(MALLOC.len())
+        .enumerate()
+        .filter(|(_, word)| *word == MALLOC)
+        .any(|(at, _)| {
+            let before = at.checked_sub(1).and_then(|at| text.get(at));
+            let after = text.get(at + MALLOC.len());
+            !before.is_some_and(in_name) && !after.is_some_and(in_name)
+        })
 }
 
 impl Runtime {
@@ -229,8 +241,11 @@ impl Runtime {
         self.standing.any_stack.store(!stacks.is_empty(), SeqCst);
     }
 
-    /// Lets stacks on a device grow now to what functions have asked for.
-    pub fn grow_stacks(&self, device: usize) {
+    /// Lets stacks on a device grow now to what functions have asked for; `false`: none has. The driver waits for
+    /// the context in that, without a bound. So it is waited for before, outside the gate, and for `at_most`: one
+    /// that is busy for longer keeps its stack.
+    pub fn grow_stacks(&self, device: usize, at_most: Duration) -> bool {
+        let mut any = false;
         let known: Vec<(usize, u64)> = lock(&self.standing.stacks)
             .iter()
             .map(|(&context, &local)| (context, local))
@@ -239,6 +254,10 @@ impl Runtime {
             if lock(&self.contexts).device_of(context) != Some(device) {
                 continue;
             }
+            if !self.idle_within(context, at_most) {
+                continue;
+            }
+            let inside = gate::enter();
             let grown = self.using(context, || {
                 vmm::in_context(context, || {
                     if limit(STACK) >= local {
@@ -248,10 +267,13 @@ impl Runtime {
                     }
                 })
             });
+            drop(inside);
             if let Some(Ok(())) = grown {
                 self.stack_has_grown(context, local);
+                any = true;
             }
         }
+        any
     }
 
     /// A context has ended.
@@ -270,5 +292,11 @@ mod tests {
         assert!(text_uses_heap(b"call.uni (r), malloc, (n);"));
         assert!(!text_uses_heap(b".entry fill() { ret; }"));
         assert!(!text_uses_heap(b""));
+        assert!(text_uses_heap(b"malloc"));
+        assert!(!text_uses_heap(b".func my_malloc_stats ( )"));
+        assert!(!text_uses_heap(
+            b"call.uni malloc2, (n); call.uni $malloc, (n); mov %malloc, 0;"
+        ));
+        assert!(text_uses_heap(b".func my_malloc; call (r), malloc, (n);"));
     }
 }

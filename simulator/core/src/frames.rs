@@ -14,6 +14,8 @@ pub enum Owner {
     Slot(u16),
     /// An exported allocation, alive while any process holds its descriptor.
     Object(u16),
+    /// The process in this slot, for its managed memory: used, and in no process's figure.
+    Managed(u16),
     /// Released by the process in the slot; nobody else gets it before the time (us, monotonic).
     Cooling(u16, u64),
 }
@@ -29,6 +31,8 @@ fn encode(owner: Owner) -> u64 {
         Owner::Slot(slot) => (1, slot, 0),
         Owner::Object(object) => (2, object, 0),
         Owner::Cooling(slot, until_us) => (3, slot, until_us),
+        // A process's frames have no time: one of theirs tells the kinds apart.
+        Owner::Managed(slot) => (1, slot, 1),
     };
     kind << KIND_SHIFT | u64::from(index) << INDEX_SHIFT | time << TIME_SHIFT
 }
@@ -37,6 +41,7 @@ fn decode(word: u64) -> Owner {
     let index = (word >> INDEX_SHIFT) as u16;
     match word >> KIND_SHIFT & 3 {
         0 => Owner::Free,
+        1 if word >> TIME_SHIFT != 0 => Owner::Managed(index),
         1 => Owner::Slot(index),
         2 => Owner::Object(index),
         _ => Owner::Cooling(index, word >> TIME_SHIFT),
@@ -93,7 +98,7 @@ impl Frames<'_> {
     #[must_use]
     pub fn used(&self) -> u64 {
         let owners = self.owners();
-        let used = |owner: &&Owner| matches!(owner, Owner::Slot(_) | Owner::Object(_));
+        let used = |owner: &&Owner| !matches!(owner, Owner::Free | Owner::Cooling(..));
         owners.iter().filter(used).count() as u64
     }
 
@@ -115,7 +120,7 @@ impl Frames<'_> {
             let takes = match self.owner(frame) {
                 Owner::Free => true,
                 Owner::Cooling(by, until_us) => by == slot || until_us <= now_us,
-                Owner::Slot(_) | Owner::Object(_) => false,
+                Owner::Slot(_) | Owner::Object(_) | Owner::Managed(_) => false,
             };
             if !takes {
                 run = 0;
@@ -159,6 +164,7 @@ mod tests {
         for owner in [
             Owner::Free,
             Owner::Slot(1023),
+            Owner::Managed(1023),
             Owner::Object(7),
             Owner::Cooling(3, 1 << 44),
         ] {
@@ -178,6 +184,9 @@ mod tests {
         assert_eq!(frames.choose(3, 0, 0), Some(vec![0, 2, 3]));
         assert_eq!(frames.choose(6, 0, 0), None);
         assert_eq!(frames.used(), 3);
+        frames.set_owner(7, Owner::Managed(9));
+        assert_eq!(frames.choose(5, 0, 0), None);
+        assert_eq!(frames.used(), 4);
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Managed {
     fn enter(&mut self, shared: &'static Shared, gpu: usize, start: u64, index: usize) {
         let held = &mut self.gpus[gpu];
         if held.order.len() == held.frames.len() * PAGES_OF_FRAME {
-            match Physical::charge_spare(shared, gpu as u32, FRAME) {
+            match Physical::charge_managed(shared, gpu as u32, FRAME) {
                 Ok(frame) => held.frames.push(frame),
                 Err(_) => {
                     let Some((_, &(victim, at))) = held.order.first_key_value() else {

@@ -3,6 +3,7 @@
 use crate::code::{INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, R};
 use crate::config::FRAME;
 use crate::driver::Driver;
+use crate::frames::Owner;
 use crate::host_memory::HostMemory;
 use crate::multicast::Multicast;
 use crate::shared::Shared;
@@ -138,12 +139,12 @@ impl Physical {
         ))
     }
 
-    /// As [`Self::charge`], without making room by moving managed memory out.
+    /// As [`Self::charge`], for managed memory, and without making room by moving other managed memory out.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`.
-    pub fn charge_spare(shared: &'static Shared, gpu: u32, bytes: u64) -> R<Arc<Self>> {
-        let frames = shared.charge_spare(gpu, bytes.div_ceil(FRAME))?;
+    pub fn charge_managed(shared: &'static Shared, gpu: u32, bytes: u64) -> R<Arc<Self>> {
+        let frames = shared.charge_spare(gpu, bytes.div_ceil(FRAME), Owner::Managed)?;
         Ok(Self::of(shared, gpu, frames, 0, [0; 8]))
     }
 

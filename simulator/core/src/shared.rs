@@ -333,7 +333,7 @@ impl Shared {
             let state = slot.state.load(Ordering::Acquire);
             if state & DEAD != 0 {
                 for gpu in 0..self.windows.len() {
-                    self.machine_frames(gpu).replace(|o| matches!(o, Owner::Slot(s) | Owner::Cooling(s, _) if usize::from(s) == index), Owner::Free);
+                    self.machine_frames(gpu).replace(|o| matches!(o, Owner::Slot(s) | Owner::Managed(s) | Owner::Cooling(s, _) if usize::from(s) == index), Owner::Free);
                 }
                 self.disown_objects(index);
                 slot.state.store(0, Ordering::Release);
@@ -368,21 +368,21 @@ impl Shared {
     /// # Errors
     /// `OUT_OF_MEMORY` if the GPU has not that many.
     pub fn charge(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
-        self.charge_spare(gpu, n).or_else(|error| {
+        self.charge_spare(gpu, n, Owner::Slot).or_else(|error| {
             let made = self.make_room.get().is_some_and(|make| make(gpu, n));
             if made {
-                self.charge_spare(gpu, n)
+                self.charge_spare(gpu, n, Owner::Slot)
             } else {
                 Err(error)
             }
         })
     }
 
-    /// As [`Self::charge`], from what is free only.
+    /// As [`Self::charge`], from what is free only, and for what of this process.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY` if the GPU has not that many.
-    pub fn charge_spare(&self, gpu: u32, n: u64) -> R<Vec<u32>> {
+    pub(crate) fn charge_spare(&self, gpu: u32, n: u64, what: fn(u16) -> Owner) -> R<Vec<u32>> {
         let frames = self.frames(gpu);
         if n > frames.0.len() as u64 {
             return Err(OUT_OF_MEMORY);
@@ -391,7 +391,7 @@ impl Shared {
             let _guard = self.lock();
             let chosen = frames.choose(n as usize, self.slot(), now_ns() / 1000)?;
             for frame in &chosen {
-                frames.set_owner(*frame, Owner::Slot(self.slot()));
+                frames.set_owner(*frame, what(self.slot()));
             }
             Some(chosen)
         };
@@ -474,7 +474,8 @@ impl Shared {
         self.frames(gpu).used() * FRAME
     }
 
-    /// Living processes: pid (0 if not visible from here), contexts on `gpu`, bytes there.
+    /// Living processes: pid (0 if not visible from here), contexts on `gpu`, bytes there; managed memory is
+    /// in no process's figure (seen with driver 580 on an H200), only in the device's.
     #[must_use]
     pub fn processes(&self, gpu: u32) -> Vec<Process> {
         self.reap();
@@ -487,7 +488,7 @@ impl Shared {
                     Some(slot) => slot,
                     None => continue,
                 },
-                Owner::Free | Owner::Cooling(..) => continue,
+                Owner::Free | Owner::Managed(_) | Owner::Cooling(..) => continue,
             };
             if let Some(sum) = bytes.get_mut(slot) {
                 *sum += FRAME;

@@ -319,6 +319,50 @@ fn a_restart_accuses_nobody() {
     accuses_nobody(&daemon);
 }
 
+/// What the driver takes for itself is charged also beside managed memory, which it shows as no process's.
+#[test]
+fn overhead_does_not_hide_behind_managed_memory() {
+    let place = Place::new("audit-behind").build();
+    let daemon = place.daemon(&[]);
+    let mut client = probe(&place, "w", "768MiB");
+    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
+    let before = until_within(PATIENCE, "it is measured", || {
+        overhead().filter(|bytes| *bytes > 0)
+    });
+    fine(&mut client, "managed 402653184");
+    for touched in [false, true] {
+        if touched {
+            fine(&mut client, "fill 7");
+        }
+        let was = if touched { before + 32 * MIB } else { before };
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(overhead(), Some(was), "touched: {touched}");
+        fine(&mut client, "past 33554432");
+        until_within(PATIENCE, "what is taken beside it is charged", || {
+            (overhead() == Some(was + 32 * MIB)).then_some(())
+        });
+    }
+    let used = daemon.workload("w")["used_bytes"].as_u64();
+    assert_eq!(used, Some(before + (384 + 64) * MIB));
+}
+
+/// An import that others are charged for may be shown as the importer's or not; once it is freed, that is over.
+#[test]
+fn overhead_does_not_hide_behind_an_import_that_was_freed() {
+    let place = Place::new("audit-freed").build();
+    let daemon = place.daemon(&[]);
+    let mut client = probe(&place, "w", "768MiB");
+    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
+    fine(&mut client, "pass 67108864");
+    std::thread::sleep(Duration::from_millis(2500));
+    let before = overhead().expect("it is measured");
+    fine(&mut client, "past 33554432");
+    until_within(PATIENCE, "what is taken beside it is charged", || {
+        (overhead() == Some(before + 32 * MIB)).then_some(())
+    });
+    client.kill();
+}
+
 /// Managed memory may or may not be on the device: its coming and going is no overhead.
 #[test]
 fn overhead_stays_what_it_is_while_managed_memory_comes_and_goes() {

@@ -242,6 +242,29 @@ fn racing_processes_of_one_workload_never_pass_its_limit() {
     assert_eq!(info(&mut neighbour).1, 64 * MIB);
 }
 
+/// More threads than a session may have questions open at once, near the limit, where each has to ask.
+#[test]
+fn a_crowd_of_threads_keeps_its_session() {
+    const THREADS: u64 = 600;
+    let place = Place::new("quota-crowd").build();
+    let daemon = place.daemon(&[]);
+    let mut client = probe(&place, "w", "64MiB", "256MiB");
+    let (free, _) = info(&mut client);
+    alloc(&mut client, free - 32 * MIB);
+    for line in [
+        format!("modules {THREADS}"),
+        format!("race {THREADS} 1 {GRANULE}"),
+    ] {
+        let answer = client.ask(&line);
+        assert!(answer.ends_with("other 0"), "{line}: {answer}");
+    }
+    assert_eq!(info(&mut client).0, 0, "all of it is had by somebody");
+    assert!(daemon.find("w").is_some());
+    for kind in ["refused", "left"] {
+        assert_eq!(daemon.events_of("w", kind), [] as [serde_json::Value; 0]);
+    }
+}
+
 #[test]
 fn one_process_gets_what_its_siblings_do_not_use() {
     let place = Place::new("quota-siblings").build();

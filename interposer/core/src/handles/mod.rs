@@ -14,13 +14,25 @@ pub use external::ExternalEnded;
 /// Device index and bytes.
 pub type Charge = (usize, u64);
 
-/// An array or a managed allocation.
+/// How memory is on the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Charged, and among what this process says that it holds.
+    Held,
+    /// Managed memory: charged; the driver may or may not have memory for it at any moment, and shows none of it as
+    /// the process's.
+    Managed,
+    /// An import that somebody else is charged for: the driver may or may not show it as the process's.
+    Covered,
+}
+
+/// An array, a managed allocation, or a pointer from another process's pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Other {
-    /// What it is charged.
+    /// Where it lies, and how much it is.
     pub charge: Charge,
-    /// The driver may or may not have memory for it at any moment: managed memory.
-    pub maybe: bool,
+    /// Whose charge that is.
+    pub kind: Kind,
 }
 
 /// An import: device index, bytes, and how many of them are charged here.
@@ -371,18 +383,19 @@ impl Handles {
         }
     }
 
-    /// Memory was opened by an IPC handle at `address`; `true`: it had been open before, so it is charged
-    /// already.
-    pub fn open_again(&mut self, address: u64) -> bool {
-        let known = self.opened.get_mut(&address);
-        known.map(|open| open.count += 1).is_some()
+    /// Memory was opened by an IPC handle at `address`; `Some`: it had been open before, so it is charged
+    /// already, as this says.
+    pub fn open_again(&mut self, address: u64) -> Option<Import> {
+        let open = self.opened.get_mut(&address)?;
+        open.count += 1;
+        Some(open.import)
     }
 
     /// The first time it is opened here, with its charge. `false`: another thread has opened it meanwhile, and
     /// what it was charged now is to be undone.
     #[must_use]
     pub fn opened(&mut self, address: u64, import: Import, context: usize) -> bool {
-        if self.open_again(address) {
+        if self.open_again(address).is_some() {
             return false;
         }
         let open = Open {
@@ -429,6 +442,16 @@ impl Handles {
     /// the same name for something new at once. With its context, to add it again if the driver refuses.
     pub fn take_other(&mut self, key: u64) -> Option<(Other, usize)> {
         self.others.remove(&key)
+    }
+
+    /// The same, for the address of memory: arrays have other names.
+    pub fn take_address(&mut self, ptr: u64) -> Option<(Other, usize)> {
+        let (known, _) = self.others.get(&ptr)?;
+        if known.kind == Kind::Held {
+            None
+        } else {
+            self.take_other(ptr)
+        }
     }
 
     /// A context is gone with what it owned; VMM handles outlive it.

@@ -132,7 +132,7 @@ fn what_is_bound_to_a_multicast_object_stays_until_unbound() {
 #[test]
 fn an_ipc_handle_is_charged_until_closed_as_often_as_opened() {
     let mut handles = Handles::default();
-    assert!(!handles.open_again(0x1000));
+    assert_eq!(handles.open_again(0x1000), None);
     let import = (0, 100, 100);
     let close = |handles: &mut Handles| handles.closing(0x1000).map(|closing| closing.last);
     assert!(handles.opened(0x1000, import, 5));
@@ -157,7 +157,7 @@ fn an_ipc_handle_is_charged_until_closed_as_often_as_opened() {
 fn arrays_go_with_their_context() {
     let array = |device, bytes| Other {
         charge: (device, bytes),
-        maybe: false,
+        kind: Kind::Held,
     };
     let mut handles = Handles::default();
     handles.add_other(1, array(0, 10), 5);

@@ -125,13 +125,15 @@ pub enum Place {
     Driver,
     /// The driver's own, from a pool of the driver's: charged with the pool.
     Pool,
+    /// Managed memory that is being freed in stream order: it is recorded elsewhere until then.
+    Managed,
 }
 
 impl Place {
     /// The driver made it, and is to free it.
     #[must_use]
     pub fn is_drivers(self) -> bool {
-        matches!(self, Self::Driver | Self::Pool)
+        matches!(self, Self::Driver | Self::Pool | Self::Managed)
     }
 }
 
@@ -368,7 +370,7 @@ impl Heap {
     /// allocation's own, or a slab that became empty while another empty one is kept.
     pub fn give_back(&mut self, alloc: &Alloc) -> Option<Block> {
         match alloc.place {
-            Place::Driver | Place::Pool => None,
+            Place::Driver | Place::Pool | Place::Managed => None,
             Place::Own => {
                 let block = self.blocks.get_mut(&alloc.ptr)?;
                 if self.moving {

@@ -4,7 +4,7 @@
 use core::ffi::c_void;
 
 use crate::driver::Status;
-use crate::handles::Other;
+use crate::handles::{Kind, Other};
 use crate::lock;
 use crate::table::sig;
 
@@ -31,7 +31,7 @@ fn other_charged(bytes: u64, make: impl FnOnce() -> (Status, u64)) -> Status {
                 key,
                 Other {
                     charge: (device, bytes),
-                    maybe: false,
+                    kind: Kind::Held,
                 },
                 context,
             );

@@ -8,6 +8,7 @@ use spillway_protocol::GRANULE;
 use crate::driver::{Status, call};
 use crate::gate;
 use crate::runtime::Runtime;
+use crate::standing::text_uses_heap;
 use crate::table::sig;
 
 use super::limited;
@@ -48,7 +49,7 @@ unsafe fn text<'a>(image: *const c_void) -> Option<&'a [u8]> {
 /// Code is about to be loaded eagerly or not: what the heap that it may use will take, too.
 fn with_heap(runtime: &Runtime, context: usize, image: Option<&[u8]>) -> u64 {
     runtime.code_loaded(image);
-    let uses = image.is_none_or(|text| text.windows(6).any(|word| word == b"malloc"));
+    let uses = image.is_none_or(text_uses_heap);
     let heap = if uses {
         runtime.heap_to_come(context)
     } else {

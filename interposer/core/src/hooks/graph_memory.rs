@@ -239,9 +239,10 @@ fn submit_with_memory(
             // Not while a stream captures, which that would spoil.
             Err(Unmade::Refused) if !waited && !runtime.glance.capturing() => {
                 waited = true;
-                // SAFETY: no pointers are involved.
-                if let Err(why) = unsafe { call::cuCtxSynchronize() }.ok() {
-                    return why;
+                match runtime.synchronized() {
+                    Some(Ok(())) => {}
+                    Some(Err(why)) => return why,
+                    None => return Status::OUT_OF_MEMORY,
                 }
             }
             Err(Unmade::Refused) => return Status::OUT_OF_MEMORY,

@@ -77,18 +77,23 @@ pub unsafe fn cuGreenCtxDestroy(real: sig::cuGreenCtxDestroy, hCtx: *mut c_void)
         let green = lock(&runtime.contexts).green(hCtx as usize)?;
         Some((runtime, green.primary))
     });
-    // SAFETY: the application's own call.
-    let destroy = || unsafe { real(hCtx) };
     let Some((runtime, primary)) = known else {
-        return destroy();
+        // SAFETY: the application's own call.
+        return unsafe { real(hCtx) };
+    };
+    let green = hCtx as usize;
+    let destroy = || {
+        let taken = lock(&runtime.contexts).take_green(green);
+        // SAFETY: the application's own call.
+        let status = unsafe { real(hCtx) };
+        if let (false, Some(taken)) = (status.is_success(), taken) {
+            lock(&runtime.contexts).put_green_back(green, taken);
+        }
+        status
     };
     let device = lock(&runtime.contexts).device_of(primary);
     let gone = || device.is_some_and(|device| primary_inactive(runtime.devices[device].ordinal));
-    let status = teardown(Some(primary), destroy, gone);
-    if status.is_success() {
-        lock(&runtime.contexts).remove_green(hCtx as usize);
-    }
-    status
+    teardown(Some(primary), destroy, gone)
 }
 
 pub unsafe fn cuGreenCtxStreamCreate(

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::driver::{Status, call};
 use crate::gate;
-use crate::handles::Other;
+use crate::handles::{Kind, Other};
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::table::{CUmemLocation, sig};
@@ -71,7 +71,7 @@ impl Managed {
 fn resident(device: usize, bytes: u64) -> Other {
     Other {
         charge: (device, bytes),
-        maybe: true,
+        kind: Kind::Managed,
     }
 }
 
@@ -96,7 +96,7 @@ pub unsafe fn cuMemAllocManaged(
         return unsafe { real(dptr, bytesize, flags) };
     };
     let mut asked = None;
-    let charged = runtime.charged_maybe(device, bytesize as u64, || {
+    let charged = runtime.charged_managed(device, bytesize as u64, || {
         // SAFETY: the application's own call.
         let status = unsafe { real(dptr, bytesize, flags) };
         asked = Some(status);
@@ -150,10 +150,10 @@ fn may_move(ptr: u64, ordinal: i32) -> Result<(), Status> {
 }
 
 fn charge_moved(runtime: &Runtime, base: u64, region: OnHost, device: usize) -> Result<(), Status> {
-    runtime.charged_maybe(device, region.bytes, || Status::SUCCESS)?;
+    runtime.charged_managed(device, region.bytes, || Status::SUCCESS)?;
     if lock(&runtime.managed).on_host.remove(&base).is_none() {
         // Another thread was faster, and has charged it.
-        runtime.uncharge_maybe(device, region.bytes);
+        runtime.uncharge_managed(device, region.bytes);
         return Ok(());
     }
     lock(&runtime.handles).add_other(base, resident(device, region.bytes), region.context);

@@ -3,7 +3,6 @@
 use core::ffi::c_void;
 
 use crate::driver::{Status, call};
-use crate::handles::Other;
 use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
@@ -201,13 +200,7 @@ pub(super) fn destroy_other(
         lock(&runtime.handles).add_other(key, other, context);
         return status;
     }
-    let Other { charge, maybe } = other;
-    let (device, bytes) = charge;
-    if maybe {
-        runtime.uncharge_maybe(device, bytes);
-    } else {
-        runtime.uncharge(device, bytes);
-    }
+    runtime.other_gone(other);
     status
 }
 
@@ -242,11 +235,15 @@ pub unsafe fn cuMemFree(real: sig::cuMemFree, dptr: u32) -> Status {
     };
     // Off the record first: another thread may get the same address as soon as the driver is done.
     let taken = lock(&runtime.heap).take_drivers(u64::from(dptr));
+    let held = taken.map_or_else(Vec::new, |alloc| runtime.unhold(alloc.ptr));
     // SAFETY: the application's own call.
     let status = unsafe { real(dptr) };
     match taken {
         Some(alloc) if status.is_success() => runtime.drivers_freed(&alloc),
-        Some(alloc) => lock(&runtime.heap).put_back(alloc),
+        Some(alloc) => {
+            lock(&runtime.heap).put_back(alloc);
+            runtime.hold_again(alloc.ptr, held);
+        }
         None => {}
     }
     status

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::driver::Status;
 use crate::graphs;
-use crate::heap::{Place, SMALL, small_size};
+use crate::handles::Kind;
+use crate::heap::{Alloc, Place, SMALL, small_size};
 use crate::lock;
 use crate::runtime::Runtime;
 use crate::stores::{Growth, Unmade, pool_reserved};
@@ -237,14 +238,57 @@ pub unsafe fn cuMemAllocFromPoolAsync_ptsz(
     }
 }
 
+/// Managed memory, an import that others are charged for, or what is on no record at all. Whether it can be freed so
+/// is the driver's to say; what is charged stays so until it is gone.
+fn free_other(runtime: &Runtime, ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status {
+    let known = lock(&runtime.handles).take_address(ptr);
+    let on_host = lock(&runtime.managed).take(ptr);
+    let status = real();
+    if !status.is_success() {
+        if let Some((other, context)) = known {
+            lock(&runtime.handles).add_other(ptr, other, context);
+        }
+        if let Some(on_host) = on_host {
+            lock(&runtime.managed).put_back(ptr, on_host);
+        }
+        return status;
+    }
+    let Some((other, owner)) = known else {
+        return status;
+    };
+    if other.kind != Kind::Managed {
+        runtime.other_gone(other);
+        return status;
+    }
+    let (device, bytes) = other.charge;
+    let alloc = Alloc {
+        ptr,
+        bytes,
+        id: 0,
+        place: Place::Managed,
+        context: owner,
+        device,
+        pool: 0,
+    };
+    let context = context_of(runtime, stream).unwrap_or(owner);
+    let marked = vmm::in_context(context, || {
+        runtime.defer_charge(alloc, stream, context);
+        Ok(())
+    });
+    if marked.is_err() {
+        runtime.finish(&alloc);
+    }
+    status
+}
+
 fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status {
     let Some(runtime) = limited() else {
         return real();
     };
     let found = lock(&runtime.heap).find(ptr);
     match found {
-        None => real(),
-        Some(_) if capturing(runtime, stream) => real(),
+        _ if capturing(runtime, stream) => real(),
+        None => free_other(runtime, ptr, stream, real),
         Some(_) => {
             // Somebody else may have freed it meanwhile: the driver refuses the second. Off the record
             // before it is freed, since the address may come again at once.
@@ -252,19 +296,20 @@ fn free_async(ptr: u64, stream: usize, real: impl FnOnce() -> Status) -> Status 
                 return real();
             };
             if alloc.place.is_drivers() {
+                let _changing = runtime.changing();
+                let held = runtime.unhold(ptr);
                 let status = real();
                 if status.is_success() {
-                    runtime.drivers_freed(&alloc);
+                    let context = context_of(runtime, stream).unwrap_or(alloc.context);
+                    runtime.drivers_leaving(alloc, stream, context);
                 } else {
+                    runtime.hold_again(ptr, held);
                     lock(&runtime.heap).put_back(alloc);
                 }
                 return status;
             }
-            let owner = lock(&runtime.contexts).context_of_stream(stream);
             // A default stream is the current context's, whoever owns the memory.
-            let context = owner
-                .or_else(|| runtime.current().ok().map(|(context, _)| context))
-                .unwrap_or(alloc.context);
+            let context = context_of(runtime, stream).unwrap_or(alloc.context);
             let name = reuse_name(stream);
             match vmm::in_context(context, || runtime.defer(alloc, stream, name, context)) {
                 Ok(()) => Status::SUCCESS,

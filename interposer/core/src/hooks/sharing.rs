@@ -10,6 +10,7 @@ use spillway_protocol::granules_up;
 
 use crate::driver::{Status, call};
 use crate::gate;
+use crate::handles::{Kind, Other};
 use crate::heap::Place;
 use crate::lock;
 use crate::runtime::Runtime;
@@ -170,14 +171,19 @@ unsafe fn open(pdptr: *mut u64, handle: &CUipcMemHandle, real: impl FnOnce() -> 
     };
     // SAFETY: checked against null, written by the driver.
     let ptr = unsafe { *pdptr };
-    if lock(&runtime.handles).open_again(ptr) {
+    let key = key_of(&handle.0);
+    let known = lock(&runtime.handles).open_again(ptr);
+    if let Some((device, bytes, charged)) = known {
+        if charged > 0 {
+            // It may go by another name than the first time.
+            runtime.hold(ptr, (device, bytes, key));
+        }
         return status;
     }
     let (Some((device, bytes)), Ok((context, _))) = (range_of(runtime, ptr), runtime.current())
     else {
         return status;
     };
-    let key = key_of(&handle.0);
     match runtime.charge_import(device, bytes, key) {
         Ok(charged) => {
             if !lock(&runtime.handles).opened(ptr, (device, bytes, charged), context) {
@@ -225,18 +231,16 @@ pub unsafe fn cuIpcCloseMemHandle(real: sig::cuIpcCloseMemHandle, dptr: u64) -> 
 fn close(key: u64, close: impl FnOnce() -> Status) -> Status {
     let closing =
         limited().and_then(|runtime| Some((runtime, lock(&runtime.handles).closing(key)?)));
-    if closing
-        .as_ref()
-        .is_some_and(|(_, closing)| closing.last.is_some())
-        && let Some((runtime, _)) = &closing
-    {
-        runtime.unhold(key);
-    }
+    let held = match &closing {
+        Some((runtime, closing)) if closing.last.is_some() => runtime.unhold(key),
+        _ => Vec::new(),
+    };
     let _changing = closing.as_ref().map(|(runtime, _)| runtime.changing());
     let status = close();
     if let Some((runtime, closing)) = closing {
         if !status.is_success() {
             lock(&runtime.handles).not_closed(key, &closing);
+            runtime.hold_again(key, held);
         } else if let Some((device, bytes, charged)) = closing.last {
             runtime.uncharge_import(device, bytes, charged);
         }
@@ -287,7 +291,22 @@ pub unsafe fn cuMemPoolImportPointer(
         return status;
     };
     match runtime.charge_import(device, bytes, key_of(&data)) {
-        Ok(0) => status,
+        Ok(0) => {
+            let covered = Other {
+                charge: (device, bytes),
+                kind: Kind::Covered,
+            };
+            let context = runtime.current().map_or(0, |(context, _)| context);
+            let mut handles = lock(&runtime.handles);
+            let again = handles.take_address(ptr);
+            handles.add_other(ptr, covered, context);
+            drop(handles);
+            if let Some((known, _)) = again {
+                // The driver has given out the same address: one free ends both.
+                runtime.other_gone(known);
+            }
+            status
+        }
         Ok(charged) => {
             let context = runtime.current().map_or(0, |(context, _)| context);
             // In whole granules, as it is charged: what is smaller is given back as a part of one.

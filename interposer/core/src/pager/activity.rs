@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use crate::driver::{Status, call};
 use crate::gate;
+use crate::idle::any_busy;
 use crate::lock;
 use crate::runtime::{Runtime, monotonic_ns};
 use crate::vmm;
@@ -81,27 +81,9 @@ fn streams_idle(runtime: &Runtime) -> bool {
     };
     let busy = contexts.into_iter().any(|(context, streams)| {
         let asked = runtime.using(context, || {
-            vmm::in_context(context, || Ok(any_busy(runtime, &streams)))
+            vmm::in_context(context, || Ok(any_busy(runtime, &streams, STREAMS)))
         });
         asked == Some(Ok(true))
     });
     !busy
-}
-
-fn any_busy(runtime: &Runtime, streams: &[usize]) -> bool {
-    // A capture that has begun meanwhile is work, too.
-    let legacy = runtime.asking(|| {
-        // SAFETY: stream 0 is the current context's legacy stream.
-        unsafe { call::cuStreamQuery(std::ptr::null_mut()) }
-    });
-    legacy.is_none_or(|status| status == Status::NOT_READY)
-        || streams.iter().take(STREAMS).any(|&stream| {
-            let asked = runtime.using(stream, || {
-                runtime.asking(|| {
-                    // SAFETY: a stream of the application that is not being destroyed.
-                    unsafe { call::cuStreamQuery(stream as *mut _) }
-                })
-            });
-            asked == Some(None) || asked == Some(Some(Status::NOT_READY))
-        })
 }

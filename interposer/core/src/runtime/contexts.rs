@@ -27,6 +27,14 @@ pub struct Green {
     pub primary: usize,
 }
 
+/// A green context that is being destroyed, with what goes with it.
+#[derive(Debug)]
+pub struct TakenGreen {
+    known: Green,
+    streams: Vec<usize>,
+    captures: Vec<((usize, u64), u32)>,
+}
+
 /// All contexts, streams and captures.
 #[derive(Debug, Default)]
 pub struct Contexts {
@@ -100,18 +108,39 @@ impl Contexts {
         self.green_of_stream.insert(stream, green);
     }
 
-    /// Forgets a green context, and its streams.
-    pub fn remove_green(&mut self, green: usize) {
-        self.greens.remove(&green);
-        let mut streams = Vec::new();
-        for (&stream, &owner) in &self.green_of_stream {
-            if owner == green {
-                streams.push(stream);
-            }
-        }
-        for stream in streams {
+    /// A green context is about to be destroyed: forgets it and its streams before the driver does so, since another
+    /// thread may get the same handles for new ones at once.
+    pub fn take_green(&mut self, green: usize) -> Option<TakenGreen> {
+        let known = self.greens.remove(&green)?;
+        let mut streams: Vec<usize> = self
+            .green_of_stream
+            .iter()
+            .filter(|(_, owner)| **owner == green)
+            .map(|(&stream, _)| stream)
+            .collect();
+        streams.sort_unstable();
+        let of = |key: &(usize, u64)| streams.binary_search(&key.0).is_ok();
+        let captures = self.captures.iter().filter(|(key, _)| of(key));
+        let captures = captures.map(|(&key, &count)| (key, count)).collect();
+        for &stream in &streams {
             self.remove_stream(stream);
         }
+        Some(TakenGreen {
+            known,
+            streams,
+            captures,
+        })
+    }
+
+    /// The driver has refused to destroy it.
+    pub fn put_green_back(&mut self, green: usize, taken: TakenGreen) {
+        self.greens.insert(green, taken.known);
+        for stream in taken.streams {
+            self.add_stream(taken.known.primary, stream);
+            self.add_green_stream(green, stream);
+        }
+        self.captures.extend(taken.captures);
+        self.show_captures();
     }
 
     /// Notes that a context is of the old interface.
@@ -365,9 +394,24 @@ mod tests {
         contexts.add_green_stream(500, 101);
         assert_eq!(contexts.green_behind(11), Some(500));
         assert_eq!(contexts.green_behind(10), None);
-        contexts.remove_green(500);
-        assert!(contexts.green(500).is_none());
+        contexts.begin_capture(101, 0);
+        let taken = contexts.take_green(500).expect("it is on record");
+        assert!(contexts.green(500).is_none() && contexts.take_green(500).is_none());
         assert_eq!(contexts.streams_of(10), vec![100]);
+        assert!(!contexts.any_capture());
+        // The driver has refused, and nothing has changed.
+        contexts.put_green_back(500, taken);
+        assert_eq!(contexts.green_behind(11), Some(500));
+        assert_eq!(contexts.streams_of(10), vec![100, 101]);
+        assert!(contexts.any_capture());
+        // It is destroyed, and another thread has the handles for new ones before we go on.
+        let taken = contexts.take_green(500);
+        contexts.add_green(500, 12, 10);
+        contexts.add_stream(10, 101);
+        contexts.add_green_stream(500, 101);
+        drop(taken);
+        assert_eq!(contexts.green_behind(12), Some(500));
+        assert_eq!(contexts.streams_of(10), vec![100, 101]);
         contexts.set_old(10);
         assert!(contexts.is_old(10) && !contexts.is_old(11));
     }

@@ -134,7 +134,10 @@ impl Session {
             bytes,
             key,
         };
-        matches!(self.ask(make, Some(CLAIM)), Answer::Claim { covered: true })
+        matches!(
+            self.ask(&self.claims, make, CLAIM),
+            Answer::Claim { covered: true }
+        )
     }
 
     /// Tells the coordinator what it does not know yet. What cannot be sent now is sent with the next

@@ -4,6 +4,7 @@
 //! One thread reads. Application threads that need an answer wait on a condition variable, outside
 //! the gate and holding no lock.
 
+mod crowd;
 mod holds;
 mod join;
 mod page;
@@ -26,6 +27,7 @@ pub use page::map;
 
 use crate::lock;
 
+use crowd::Crowd;
 use holds::Holds;
 use join::handshake;
 
@@ -96,6 +98,10 @@ pub struct Session {
     /// The protocol version that the coordinator speaks.
     version: AtomicU32,
     changed: Condvar,
+    growths: Crowd,
+    claims: Crowd,
+    refreshes: Crowd,
+    measurement: crowd::Shared,
     tickets: AtomicU64,
     /// The socket that `shared` holds, or null: for a forked child, which can take no lock.
     raw: AtomicPtr<Descriptor>,
@@ -145,6 +151,10 @@ impl Session {
             holds: Mutex::default(),
             version: AtomicU32::new(joined.version),
             changed: Condvar::new(),
+            growths: Crowd::default(),
+            claims: Crowd::default(),
+            refreshes: Crowd::default(),
+            measurement: crowd::Shared::default(),
             tickets: AtomicU64::new(1),
             desired: AtomicPtr::new(std::ptr::from_ref(joined.desired).cast_mut()),
             observed,
@@ -273,14 +283,17 @@ impl Session {
         None
     }
 
-    /// Sends a request and waits for its answer.
-    fn ask(&self, make: impl Fn(u64) -> FromProcess, patience: Option<Duration>) -> Answer {
+    /// Sends a request and waits for its answer, and before that for a place among those of its kind.
+    fn ask(&self, crowd: &Crowd, make: impl Fn(u64) -> FromProcess, patience: Duration) -> Answer {
+        let until = Instant::now() + patience;
+        let Some(_place) = crowd.enter(until) else {
+            return Answer::Lost;
+        };
         self.order(make)
-            .map_or(Answer::Lost, |ticket| self.await_answer(ticket, patience))
+            .map_or(Answer::Lost, |ticket| self.await_answer(ticket, until))
     }
 
-    fn await_answer(&self, ticket: u64, patience: Option<Duration>) -> Answer {
-        let until = patience.map(|p| Instant::now() + p);
+    fn await_answer(&self, ticket: u64, until: Instant) -> Answer {
         let mut shared = lock(&self.shared);
         loop {
             if let Some(Some(_)) = shared.answers.get(&ticket) {
@@ -291,11 +304,11 @@ impl Session {
                     .unwrap_or(Answer::Lost);
             }
             let now = Instant::now();
-            if shared.socket.is_none() || until.is_some_and(|u| now >= u) {
+            if shared.socket.is_none() || now >= until {
                 shared.answers.remove(&ticket);
                 return Answer::Lost;
             }
-            let slice = until.map_or(Duration::from_secs(1), |u| u - now);
+            let slice = until - now;
             shared = self
                 .changed
                 .wait_timeout(shared, slice.min(Duration::from_secs(1)))
@@ -312,6 +325,7 @@ impl Session {
         let start = Instant::now();
         loop {
             match self.ask(
+                &self.growths,
                 |ticket| FromProcess::Grow {
                     ticket,
                     device,
@@ -319,7 +333,7 @@ impl Session {
                     pageable,
                     no_wait,
                 },
-                Some(PATIENCE),
+                PATIENCE,
             ) {
                 Answer::Grow {
                     outcome: outcome::GRANTED,
@@ -354,7 +368,7 @@ impl Session {
     /// # Errors
     /// One line that says why there is none.
     pub fn await_segment(&self, ticket: u64, patience: Duration) -> Result<Segment, String> {
-        match self.await_answer(ticket, Some(patience)) {
+        match self.await_answer(ticket, Instant::now() + patience) {
             Answer::Segment {
                 segment: Some(segment),
                 ..
@@ -375,11 +389,19 @@ impl Session {
 
     /// Brings overhead, siblings' use and the host grant up to date; bounded.
     pub fn refresh(&self, measure: bool) {
-        let measure = u32::from(measure);
-        self.ask(
-            |ticket| FromProcess::Refresh { ticket, measure },
-            Some(Duration::from_secs(2)),
-        );
+        let refresh = || {
+            let measure = u32::from(measure);
+            self.ask(
+                &self.refreshes,
+                |ticket| FromProcess::Refresh { ticket, measure },
+                Duration::from_secs(2),
+            );
+        };
+        if measure {
+            self.measurement.run(refresh);
+        } else {
+            refresh();
+        }
     }
 
     /// The reading thread's life: until the process ends.

@@ -3,9 +3,10 @@
 
 use crate::driver::{
     Address, Code, cuCtxSynchronize, cuMemAdvise, cuMemAdvise_v2, cuMemAllocManaged, cuMemFree_v2,
-    cuMemPrefetchAsync, cuMemPrefetchAsync_v2, cuMemsetD8_v2,
+    cuMemPrefetchAsync, cuMemPrefetchAsync_v2, cuMemsetD8_v2, cuModuleLoadData, cuModuleUnload,
 };
-use crate::stage::{Case, Done, MIB, Stage, Stop, info};
+use crate::family::overhead::{PTX, launch};
+use crate::stage::{Case, Done, GRANULE, MIB, Stage, Stop, info};
 use crate::types::{DEVICE, HOST, Location};
 use crate::way::{Way, attempt};
 
@@ -125,6 +126,47 @@ fn larger(case: &mut Case<'_>, how: Bring, piece: u64) -> Done {
     Ok(())
 }
 
+/// Code beside managed memory, which the driver shows as no process's: neither hides the other.
+fn code_beside(case: &mut Case<'_>) -> Done {
+    const LEFT: u64 = 32 * MIB;
+    const MANY: usize = 400;
+    let bytes = info().0.saturating_sub(LEFT) / GRANULE * GRANULE;
+    let at = match Managed(Bring::Touch).take(bytes) {
+        Ok(at) => at,
+        Err(code) if code.is_missing() => {
+            return Err(Stop::Skip(format!(
+                "cuMemAllocManaged: the driver answers {}",
+                code.0
+            )));
+        }
+        Err(code) => {
+            case.fits(code, bytes, "cuMemAllocManaged");
+            return Ok(());
+        }
+    };
+    case.took(bytes);
+    case.top();
+    let mut modules = Vec::new();
+    while modules.len() < MANY {
+        let mut module = 0;
+        let mut code = cuModuleLoadData(&mut module, PTX.as_ptr().cast());
+        if code.is_ok() {
+            modules.push(module);
+            code = launch(module);
+        }
+        if !code.is_ok() {
+            case.refusal(code, "a module and a launch");
+            break;
+        }
+        case.top();
+    }
+    for module in modules {
+        cuModuleUnload(module);
+    }
+    cuMemFree_v2(at);
+    Ok(())
+}
+
 /// See the module.
 pub fn run(stage: &Stage) {
     for how in [
@@ -142,5 +184,9 @@ pub fn run(stage: &Stage) {
         stage.case(&format!("managed, {how:?}, 288 MiB"), |case| {
             larger(case, how, 288 * MIB)
         });
+    }
+    // What code takes is measured by the coordinator.
+    if !stage.alone {
+        stage.case("managed, with code beside it", code_beside);
     }
 }

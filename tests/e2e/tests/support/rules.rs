@@ -7,7 +7,7 @@ use spillway_tests::{Place, artifact};
 
 /// Rules that programs see otherwise under Spillway, with the reason. A case that is listed and
 /// passes fails the test, so the list stays true.
-const OTHERWISE: [(&str, &str); 8] = [
+const OTHERWISE: [(&str, &str); 9] = [
     (
         "processes.memory_is_shared_out_among_processes",
         "a program is told of its own workload's memory only, not of its neighbours'",
@@ -21,6 +21,7 @@ const OTHERWISE: [(&str, &str); 8] = [
         "up to 1 MiB is allocated from memory that is there already, with no call of the driver that could tell of the fault",
     ),
     ("managed.an_allocation_takes_no_device_memory", MANAGED),
+    ("managed.no_process_is_listed_with_it", MANAGED),
     ("managed.prefetches_bring_pages_and_take_them_away", MANAGED),
     ("managed.advice_keeps_pages_on_the_host", MANAGED),
     ("managed.it_leaves_for_allocations", MANAGED),

@@ -10,10 +10,13 @@
 //!     past BYTES                -> the same, by the driver's own cuMemAlloc: no hook of any library sees it
 //!     export                    -> ok HANDLE | error CODE      cuIpcGetMemHandle of the last allocation
 //!     import HANDLE             -> ok ADDRESS | error CODE     cuIpcOpenMemHandle
+//!     pass BYTES                -> ok ADDRESS | error CODE     memory of a pool that is handed on; imported here once, and that freed
 //!     table                     -> ok | error CODE  the simulator's own table, by cuGetExportTable
 //!     race THREADS COUNT BYTES  -> won N refused N other N     each thread makes COUNT allocations at once
+//!     modules THREADS           -> won N refused N other N     each thread loads a module at once, and unloads it
 //!     storm THREADS MS          -> rounds N | bad TEXT   contexts and streams that come and go, with memory
 //!     free all|last|ADDRESS     -> ok N
+//!     let-go                    -> ok | error CODE  cuMemFreeAsync of the last allocation, on the legacy stream
 //!     every SECOND              -> ok N             frees every SECOND-th allocation
 //!     info                      -> FREE TOTAL       cuMemGetInfo
 //!     total                     -> BYTES            cuDeviceTotalMem
@@ -21,6 +24,7 @@
 //!     fill WORD                 -> ok               writes to all that is allocated
 //!     check WORD                -> ok | bad TEXT    reads it back
 //!     late MS WORD              -> ok               the same as fill by kernels that begin MS from now; returns at once
+//!     stack                     -> ok | error CODE  finds a kernel that needs more stack than there is
 //!     fork                      -> PID              a child that inherits all and sleeps for ever
 //!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
 
@@ -67,6 +71,9 @@ unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
 
+mod kernels;
+mod pass;
+
 #[derive(Clone)]
 struct Cuda(Arc<Library>);
 
@@ -81,7 +88,7 @@ struct Prop {
     flags: u64,
 }
 
-/// `CUipcMemHandle`.
+/// `CUipcMemHandle`, and what is exported of a pool's pointer.
 #[repr(C)]
 struct Handle([u8; 64]);
 
@@ -380,51 +387,6 @@ impl Probe {
         "ok".to_owned()
     }
 
-    /// Launches a kernel that takes `ms`, and behind it kernels that write to all that is allocated.
-    fn late(&mut self, ms: u64, word: u32) -> Result<(), i32> {
-        const PTX: &str = concat!(
-            include_str!("../../../../simulator/kernels/spillway.ptx"),
-            "\0"
-        );
-        let fine = |code: i32| if code == 0 { Ok(()) } else { Err(code) };
-        if self.module == 0 {
-            let module = &raw mut self.module;
-            fine(
-                call!(self.cuda.0, "cuModuleLoadData", module => *mut usize, PTX.as_ptr() => *const u8),
-            )?;
-        }
-        let kernel = |name: &std::ffi::CStr| {
-            let mut at = 0usize;
-            let found = call!(self.cuda.0, "cuModuleGetFunction", &raw mut at => *mut usize,
-                self.module => usize, name.as_ptr() => *const std::ffi::c_char);
-            fine(found).map(|()| at)
-        };
-        let launch = |kernel: usize, blocks: u32, values: &[*const c_void]| {
-            fine(
-                call!(self.cuda.0, "cuLaunchKernel", kernel => usize, blocks => u32, 1 => u32, 1 => u32,
-                256 => u32, 1 => u32, 1 => u32, 0 => u32, 0 => usize,
-                values.as_ptr() => *const *const c_void, std::ptr::null() => *const c_void),
-            )
-        };
-        let (spin, fill) = (kernel(c"spin_ns")?, kernel(c"fill_u32")?);
-        let time = ms * 1_000_000;
-        launch(spin, 1, &[(&raw const time).cast()])?;
-        for &(at, bytes, _) in &self.held {
-            let word = word.wrapping_add(u32::try_from(at >> 9 & 0xffff_ffff).unwrap_or(0));
-            let words = bytes as u64 / 4;
-            launch(
-                fill,
-                64,
-                &[
-                    (&raw const at).cast(),
-                    (&raw const words).cast(),
-                    (&raw const word).cast(),
-                ],
-            )?;
-        }
-        Ok(())
-    }
-
     fn check(&self, word: u32) -> String {
         for &(at, bytes, device) in &self.held {
             self.cuda.current(self.contexts[device]);
@@ -472,6 +434,7 @@ impl Probe {
                 Ok(at) => format!("ok {at:#x}"),
                 Err(code) => format!("error {code}"),
             },
+            "pass" => self.keep(self.cuda.pass(number(1)?), number(1)?),
             "table" => {
                 let (mut table, id) = (0usize, *b"spillwaysimtable");
                 let status = call!(self.cuda.0, "cuGetExportTable", &raw mut table => *mut usize,
@@ -483,6 +446,7 @@ impl Probe {
                 }
             }
             "race" => self.race(number(1)?, number(2)?, number(3)?),
+            "modules" => self.modules(number(1)?),
             "storm" => {
                 let end = Instant::now() + Duration::from_millis(words.get(2)?.parse().ok()?);
                 let threads: Vec<_> = (0..u32::try_from(number(1)?).ok()?)
@@ -517,6 +481,13 @@ impl Probe {
                     self.free(|_, at| at == wanted)
                 }
             },
+            "let-go" => {
+                let (at, ..) = self.held.pop()?;
+                match call!(self.cuda.0, "cuMemFreeAsync", at => u64, 0 => usize) {
+                    0 => "ok".to_owned(),
+                    code => format!("error {code}"),
+                }
+            }
             "every" => {
                 let step = number(1)?.max(1);
                 self.free(|number, _| number.is_multiple_of(step))
@@ -543,6 +514,10 @@ impl Probe {
             }
             "nvml" => nvml()?,
             "late" => match self.late(words.get(1)?.parse().ok()?, words.get(2)?.parse().ok()?) {
+                Ok(()) => "ok".to_owned(),
+                Err(code) => format!("error {code}"),
+            },
+            "stack" => match self.find_stack() {
                 Ok(()) => "ok".to_owned(),
                 Err(code) => format!("error {code}"),
             },
