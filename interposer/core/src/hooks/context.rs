@@ -87,6 +87,7 @@ unsafe fn create(out: *mut *mut c_void, dev: i32, make: impl FnOnce() -> Status)
         || {
             // SAFETY: as above.
             let context = unsafe { *out } as usize;
+            runtime.await_gone(context);
             lock(&runtime.contexts).add(context, device, false);
         },
     )
@@ -155,7 +156,17 @@ pub unsafe fn cuDevicePrimaryCtxRetain(
     // Only the first one takes device memory; the others must not wait while swapped out.
     let Some(device) = device.filter(|_| !known && !pctx.is_null()) else {
         // SAFETY: the application's own call.
-        return unsafe { real(pctx, dev) };
+        let status = unsafe { real(pctx, dev) };
+        if status.is_success() && !pctx.is_null() {
+            // SAFETY: checked against null, written by the driver.
+            let context = unsafe { *pctx } as usize;
+            // Another thread may just have ended the one before; this one is a new one then.
+            runtime.await_gone(context);
+            if let Some(device) = device {
+                lock(&runtime.contexts).add(context, device, true);
+            }
+        }
+        return status;
     };
     make_context(
         runtime,
@@ -168,7 +179,9 @@ pub unsafe fn cuDevicePrimaryCtxRetain(
         },
         || {
             // SAFETY: checked against null, written by the driver.
-            lock(&runtime.contexts).add(unsafe { *pctx } as usize, device, true);
+            let context = unsafe { *pctx } as usize;
+            runtime.await_gone(context);
+            lock(&runtime.contexts).add(context, device, true);
         },
     )
 }
@@ -291,6 +304,7 @@ pub(super) unsafe fn create_stream(
             Some(green) => Some(green.primary),
             None => runtime.current().ok().map(|(context, _)| context),
         };
+        runtime.await_gone(stream);
         let mut contexts = lock(&runtime.contexts);
         if let Some(context) = context {
             contexts.add_stream(context, stream);

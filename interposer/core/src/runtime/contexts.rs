@@ -214,6 +214,12 @@ impl Contexts {
         self.in_use.contains_key(&handle)
     }
 
+    /// It is being destroyed.
+    #[must_use]
+    pub fn is_going(&self, handle: usize) -> bool {
+        self.going.contains(&handle)
+    }
+
     /// The destruction is done, or was refused.
     pub fn gone(&mut self, handle: usize) {
         self.going.remove(&handle);
@@ -334,7 +340,9 @@ mod tests {
         let mut contexts = Contexts::default();
         contexts.add(10, 0, true);
         assert!(contexts.try_use(10));
+        assert!(!contexts.is_going(10));
         assert!(contexts.going(10), "still in use");
+        assert!(contexts.is_going(10), "a new one of that name waits");
         assert!(!contexts.try_use(10));
         contexts.unuse(10);
         assert!(!contexts.going(10));

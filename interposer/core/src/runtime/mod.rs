@@ -273,7 +273,23 @@ impl Runtime {
         drop(contexts);
         let status = destroy();
         lock(&self.contexts).gone(handle);
+        self.contexts_changed.notify_all();
         status
+    }
+
+    /// The driver has made something with this handle. Waits until a thread that has just destroyed what had the
+    /// same one before is through with its books: it would take the new one for the old. That thread only has
+    /// memory to release, so this takes moments.
+    pub fn await_gone(&self, handle: usize) {
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut contexts = lock(&self.contexts);
+        while contexts.is_going(handle) && Instant::now() < until {
+            contexts = self
+                .contexts_changed
+                .wait_timeout(contexts, Duration::from_millis(100))
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
     }
 
     /// Begins the teardown of a context: waits for a running move, and keeps the pager from
