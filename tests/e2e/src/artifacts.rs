@@ -37,6 +37,24 @@ pub fn artifact(name: &str) -> PathBuf {
     path
 }
 
+/// Links what is built here into a folder, laid out like an archive: the commands, the library, and programs that
+/// tests and scripts run.
+///
+/// # Panics
+/// Something is not there.
+pub fn lay_out(base: &Path, programs: &[&str]) {
+    let link = |folder: &str, name: &str| {
+        std::fs::create_dir_all(base.join(folder)).expect("a folder");
+        std::os::unix::fs::symlink(artifact(name), base.join(folder).join(name)).expect("a link");
+    };
+    link("bin", "spillway");
+    link("bin", "spillwayd");
+    link("lib", "libspillway.so");
+    for name in programs {
+        link("test-bin", name);
+    }
+}
+
 /// The repository's root.
 #[must_use]
 pub fn repository() -> PathBuf {

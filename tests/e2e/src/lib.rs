@@ -31,7 +31,7 @@ mod memory;
 mod place;
 mod wait;
 
-pub use artifacts::{artifact, bin_dir, repository};
+pub use artifacts::{artifact, bin_dir, lay_out, repository};
 pub use client::{Client, Launch};
 pub use daemon::{Daemon, Operation};
 pub use http::{Answer, request, send_raw};

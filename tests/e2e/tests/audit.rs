@@ -288,7 +288,7 @@ fn imported_memory_counts_once_nobody_else_is_charged_for_it() {
     let place = Place::new("audit-import").memory("2GiB").build();
     let daemon = place.daemon(&[]);
     let (mut maker, mut user) = sharing(&place);
-    let overhead = || daemon.workload("user")["devices"][0]["overhead_bytes"].as_u64();
+    let overhead = || overhead_of(&daemon, "user");
     std::thread::sleep(Duration::from_millis(3500));
     accuses_nobody(&daemon);
     assert!(overhead().is_some_and(|bytes| bytes <= 64 * MIB));
@@ -319,16 +319,25 @@ fn a_restart_accuses_nobody() {
     accuses_nobody(&daemon);
 }
 
+fn overhead_of(daemon: &Daemon<'_>, workload: &str) -> Option<u64> {
+    daemon.workload(workload)["devices"][0]["overhead_bytes"].as_u64()
+}
+
+/// The first overhead that is known.
+fn measured(overhead: &impl Fn() -> Option<u64>) -> u64 {
+    until_within(PATIENCE, "it is measured", || {
+        overhead().filter(|bytes| *bytes > 0)
+    })
+}
+
 /// What the driver takes for itself is charged also beside managed memory, which it shows as no process's.
 #[test]
 fn overhead_does_not_hide_behind_managed_memory() {
     let place = Place::new("audit-behind").build();
     let daemon = place.daemon(&[]);
     let mut client = probe(&place, "w", "768MiB");
-    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
-    let before = until_within(PATIENCE, "it is measured", || {
-        overhead().filter(|bytes| *bytes > 0)
-    });
+    let overhead = || overhead_of(&daemon, "w");
+    let before = measured(&overhead);
     fine(&mut client, "managed 402653184");
     for touched in [false, true] {
         if touched {
@@ -352,7 +361,7 @@ fn overhead_does_not_hide_behind_an_import_that_was_freed() {
     let place = Place::new("audit-freed").build();
     let daemon = place.daemon(&[]);
     let mut client = probe(&place, "w", "768MiB");
-    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
+    let overhead = || overhead_of(&daemon, "w");
     fine(&mut client, "pass 67108864");
     std::thread::sleep(Duration::from_millis(2500));
     let before = overhead().expect("it is measured");
@@ -369,10 +378,8 @@ fn overhead_stays_what_it_is_while_managed_memory_comes_and_goes() {
     let place = Place::new("audit-managed").build();
     let daemon = place.daemon(&[]);
     let mut client = probe(&place, "w", "768MiB");
-    let overhead = || daemon.workload("w")["devices"][0]["overhead_bytes"].as_u64();
-    let before = until_within(PATIENCE, "it is measured", || {
-        overhead().filter(|bytes| *bytes > 0)
-    });
+    let overhead = || overhead_of(&daemon, "w");
+    let before = measured(&overhead);
     fine(&mut client, "managed 402653184");
     for _ in 0..6 {
         std::thread::sleep(Duration::from_millis(400));

@@ -2,12 +2,11 @@
 //! is exact about it: the capacities that follow from the scenario, the bytes that move, and that nothing is faster
 //! than the link. Other times are nobody's promise on a machine that does other things.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use spillway_tests::{Place, artifact, repository};
+use spillway_tests::{Place, lay_out, repository};
 
 const PROGRAMS: [&str; 6] = [
     "model-server",
@@ -18,20 +17,6 @@ const PROGRAMS: [&str; 6] = [
     "bench-copy",
 ];
 
-/// What is built here, laid out like an archive.
-fn lay_out(base: &Path) {
-    let link = |folder: &str, name: &str| {
-        std::fs::create_dir_all(base.join(folder)).expect("a folder");
-        std::os::unix::fs::symlink(artifact(name), base.join(folder).join(name)).expect("a link");
-    };
-    link("bin", "spillway");
-    link("bin", "spillwayd");
-    link("lib", "libspillway.so");
-    for name in PROGRAMS {
-        link("test-bin", name);
-    }
-}
-
 /// The figures of a bench in its short form; nothing where there is no Python.
 fn figures(bench: &str, arguments: &[&str]) -> Vec<Value> {
     if Command::new("python3").arg("--version").output().is_err() {
@@ -40,7 +25,7 @@ fn figures(bench: &str, arguments: &[&str]) -> Vec<Value> {
     }
     let place = Place::new(bench).time(Duration::from_secs(180)).build();
     let base = place.dir().join("base");
-    lay_out(&base);
+    lay_out(&base, &PROGRAMS);
     let mut command = place.command("python3");
     command
         .arg(repository().join(format!("scripts/bench-{bench}.py")))

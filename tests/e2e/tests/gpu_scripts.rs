@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use spillway_tests::{Place, Shot, artifact, repository};
+use spillway_tests::{Place, Shot, lay_out, repository};
 
 const PROGRAMS: [&str; 4] = [
     "model-server",
@@ -25,17 +25,7 @@ fn place(name: &str) -> Option<Place> {
         .memory("4GiB")
         .time(Duration::from_secs(120))
         .build();
-    let base = place.dir().join("base");
-    let link = |folder: &str, name: &str| {
-        std::fs::create_dir_all(base.join(folder)).expect("a folder");
-        std::os::unix::fs::symlink(artifact(name), base.join(folder).join(name)).expect("a link");
-    };
-    link("bin", "spillway");
-    link("bin", "spillwayd");
-    link("lib", "libspillway.so");
-    for name in PROGRAMS {
-        link("test-bin", name);
-    }
+    lay_out(&place.dir().join("base"), &PROGRAMS);
     Some(place)
 }
 
