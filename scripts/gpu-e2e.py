@@ -7,10 +7,11 @@ Run by gpu-check. ARCHIVE is an unpacked release. Uses at most 16 GiB of the fir
 slice): the daemon is told so by --capacity. Writes DIR/e2e.json after every case, and the logs of all
 programs. A case that fails does not stop the others. Exit code 1 if one failed.
 """
-import argparse, http.client, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, http.client, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 from daemon_api import Api
+from processes import end_all, end_by_signal, temporary
 
 MiB, GiB = 1 << 20, 1 << 30
 GRANULE = 2 * MiB
@@ -90,7 +91,7 @@ class Machine:
 
     def __init__(self, base, out, device):
         self.base, self.out, self.test = base, out, base / "test-bin"
-        self.dir = Path(tempfile.mkdtemp(prefix="spillway-e2e.", dir="/tmp"))
+        self.dir = temporary("spillway-e2e.")
         self.run = self.dir / "run"
         self.daemon, self.programs, self.count = None, [], 0
         self.env = {**os.environ, "SPILLWAY_RUN_DIR": str(self.run), "SPILLWAY_LOG": "info",
@@ -189,6 +190,7 @@ class Machine:
                 self.daemon.wait(10)
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
+        end_all()
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
@@ -486,7 +488,7 @@ def main():
         (a.out / "e2e.json").write_text(json.dumps({**counts, "cases": results}, indent=1) + "\n")
 
     # Ended from outside: everything goes along, by the finally below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_by_signal()
     machine = Machine(a.base.resolve(), a.out.resolve(), a.device)
     try:
         began = time.monotonic()
