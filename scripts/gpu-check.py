@@ -24,7 +24,7 @@ import argparse, ctypes as C, datetime, json, os, shutil, signal, subprocess, sy
 sys.dont_write_bytecode = True
 from pathlib import Path
 
-from processes import adopt, end_all, on_endings, temporary
+from processes import adopt, end_all, end_with_parent, on_endings, temporary
 from report_lib import all_figures, cell, code, figures_of_parts, host, in_short, machine_row, number, read_json, table
 from report_plots import sections
 
@@ -103,7 +103,7 @@ def bounded(command, log, env, seconds):
     began = time.monotonic()
     with open(log, "wb") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
-                                 start_new_session=True)
+                                 start_new_session=True, preexec_fn=end_with_parent)
         try:
             code = waited(child, seconds, lambda: STOPPED)
             if code is None:
@@ -341,7 +341,7 @@ def main():
         ap.exit(2, f"gpu-check: --out {a.out}: no report can be written there: {why.strerror or why}\n")
     adopt()
     on_endings(lambda number, _: STOPPED.append(number))
-    place = temporary("spillway-gpu-check.")
+    place = temporary("spillway-gpu-check.", below=11)
     try:
         # What the parts leave behind, killed before they could clean up, is in a folder that goes with this one.
         env["TMPDIR"] = str(place)

@@ -2,20 +2,29 @@
 
 What a process started may have a session of its own, and its parent may be gone: no group and no parent finds it. So
 the script becomes the parent of all orphans below it (Linux's "child subreaper"), and `end_all` ends whatever descends
-from it. A process is not asked to end when its parent dies (PR_SET_PDEATHSIG): that signal comes when the thread ends
-that started it, and some scripts start programs from threads.
+from it. That a process gets a signal when its parent dies is used where a single thread starts processes: the signal
+comes when that thread ends.
 """
 import ctypes, os, signal, sys, tempfile, time
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
+SHORT = "s."
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None)
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LONGEST = 80  # of a temporary folder's path: with a socket's name below it, it has to stay under 108
+# Of a temporary folder's path. A socket's address holds 107 bytes, and `spillway doctor` looks for one at
+# /proc/PID/root/FOLDER/run/session/session.sock.
+LONGEST = 64
 
 
 def adopt():
     """From now on this process is the parent of every orphan below it."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+
+
+def end_with_parent():
+    """In a new process: SIGTERM when the thread that started it is gone, even if that was killed."""
+    LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
 
 
 def on_endings(handler):
@@ -80,7 +89,11 @@ def end_all(seconds=10):
     return False
 
 
-def temporary(prefix):
-    """A new folder below TMPDIR, or below /tmp where a socket's path would become too long."""
+def temporary(prefix, below=0):
+    """A new folder below TMPDIR, with so many bytes left for the name of another below it. Where that would become too
+    long for a socket, its name is short, or it is below /tmp."""
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=base if len(base) + len(prefix) + 9 <= LONGEST else "/tmp"))
+    fits = lambda name: len(os.fsencode(base)) + 1 + len(name) + 8 + below <= LONGEST
+    if not fits(prefix):
+        base, prefix = (base, SHORT) if fits(SHORT) else ("/tmp", prefix)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=base))
