@@ -9,6 +9,7 @@ import ctypes, os, signal, sys, tempfile, time
 from pathlib import Path
 
 SHORT = "s."
+TOLD = 2  # seconds in which a daemon removes what it published
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None)
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,16 +69,21 @@ def descendants():
 
 
 def end_all(seconds=10):
-    """Kills every process below this one. False if some are there after so many seconds (in the kernel, uninterruptible).
-    For when every `subprocess.Popen` that matters was waited for: whose exit code is asked later gets 0."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """Ends every process below this one: SIGTERM, and after TOLD seconds SIGKILL. False if some are there after so many
+    seconds (in the kernel, uninterruptible). For when every `subprocess.Popen` that matters was waited for: whose exit
+    code is asked later gets 0."""
+    began, told = time.monotonic(), set()
+    while time.monotonic() < began + seconds:
         found = descendants()
         for pid in found:
             try:
-                os.kill(pid, signal.SIGKILL)
+                if time.monotonic() > began + TOLD:
+                    os.kill(pid, signal.SIGKILL)
+                elif pid not in told:
+                    os.kill(pid, signal.SIGTERM)
             except ProcessLookupError:
                 pass
+        told.update(found)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
