@@ -34,6 +34,8 @@ class Program:
     """A client program driven by lines, with every wait bounded."""
 
     def __init__(self, machine, name, arguments, log, env=None, prefix=()):
+        # Where cases are done by threads, some go on while everything is ended.
+        need(not machine.closed, f"{name} is not started: everything is ended")
         self.log = open(log, "wb")
         self.name = name
         self.child = subprocess.Popen([*prefix, str(machine.test / name), *arguments], stdin=subprocess.PIPE,
@@ -93,7 +95,7 @@ class Machine:
         self.base, self.out, self.test = base, out, base / "test-bin"
         self.dir = temporary("spillway-e2e.")
         self.run = self.dir / "run"
-        self.daemon, self.programs, self.count = None, [], 0
+        self.daemon, self.programs, self.count, self.closed = None, [], 0, False
         self.env = {**os.environ, "SPILLWAY_RUN_DIR": str(self.run), "SPILLWAY_LOG": "info",
                     "SPILLWAY_LIBRARY": str(base / "lib/libspillway.so")}
         if device:
@@ -182,6 +184,7 @@ class Machine:
                    "everything is given back")
 
     def close(self):
+        self.closed = True
         for program in self.programs:
             program.child.kill()
         if self.daemon and self.daemon.poll() is None:
