@@ -246,3 +246,45 @@ fn gpu_check_ends_with_all_that_it_started() {
         assert!(said.contains(signal.as_str()), "{signal}: {said}");
     }
 }
+
+#[test]
+fn what_gpu_check_cannot_read_or_write_is_one_line() {
+    let Some(place) = place("gpu-lines") else {
+        return;
+    };
+    let check = |arguments: &[&Path]| {
+        let mut command = place.command("python3");
+        command
+            .arg(repository().join("scripts/gpu-check.py"))
+            .args(arguments);
+        let shot = place.run(command);
+        assert_eq!(shot.code, Some(2), "{}", shot.stderr);
+        assert_eq!(shot.stderr.lines().count(), 1, "{}", shot.stderr);
+        assert!(shot.stderr.starts_with("gpu-check: "), "{}", shot.stderr);
+    };
+    let folder = place.dir().join("report");
+    std::fs::create_dir(&folder).expect("a folder");
+    let kept = ["report.md", "serving.svg"].map(|name| folder.join(name));
+    for path in &kept {
+        std::fs::write(path, "kept").expect("written");
+    }
+    for broken in [
+        "{",
+        "[]",
+        r#"{"parts":[]}"#,
+        r#"{"parts":7}"#,
+        r#"{"parts":[7],"machine":{"devices":[]},"simulator":true,"on":"","date":"","archive":[]}"#,
+    ] {
+        std::fs::write(folder.join("report.json"), broken).expect("written");
+        check(&[Path::new("--again"), &folder]);
+        for path in &kept {
+            assert_eq!(std::fs::read_to_string(path).expect("there"), "kept");
+        }
+    }
+    let more = ["spillway-conformance", "gpu-hold"];
+    lay_out(&place.dir().join("whole"), &more);
+    let whole = place.dir().join("whole");
+    let [from, out] = ["--from", "--out"].map(Path::new);
+    check(&[from, &whole, out, Path::new("/proc/x")]);
+    check(&[from, &whole, out, &kept[0]]);
+}
