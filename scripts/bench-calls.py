@@ -10,10 +10,11 @@ in the same process, in rounds that alternate.
 
 Writes OUT/hooks.json or OUT/alloc.json, and the programs' logs. Exit code 1 if something failed.
 """
-import argparse, json, shutil, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, signal, subprocess, sys, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 from bench_lib import SIMULATED, Failed, Figures, GiB, Machine, bounded, check_base, need
+from processes import end_all, temporary
 
 # Little is guaranteed, so that the programs' own child processes find room. The limit has room for twice what alloc asks
 # for: what it takes from the driver itself, beside, is measured as overhead.
@@ -60,12 +61,19 @@ def measure(machine, bench, free, a, folder, figures, end):
     name = f"{bench}-{'free' if free else 'driver'}"
     out, log = a.out / f"{name}.jsonl", a.out / f"{name}.log"
     left = max(5.0, end - time.monotonic())
+    with open(out, "wb") as lines, open(log, "wb") as said:
+        program = subprocess.Popen(command(machine, bench, free, a.smoke, a.only), env=environment(machine, free, folder), stdout=lines,
+                                   stderr=said, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        with open(out, "wb") as lines, open(log, "wb") as said:
-            code = subprocess.run(command(machine, bench, free, a.smoke, a.only), env=environment(machine, free, folder), stdout=lines,
-                                  stderr=said, stdin=subprocess.DEVNULL, timeout=left).returncode
+        code = program.wait(left)
     except subprocess.TimeoutExpired:
         code = f"no end within {left:.0f} s"
+    finally:
+        try:  # its own processes go with it
+            os.killpg(program.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        program.wait()
     for line in lines_of(out):
         figures.lines.append(line)
         print(json.dumps(line) if a.json or "quartiles" not in line else Figures.row(line), flush=True)
@@ -88,10 +96,10 @@ def main():
     for file in (f"bench-{a.bench}", "libcuda_free.so"):
         if not (a.base / "test-bin" / file).exists():
             ap.error(f"{a.base / 'test-bin' / file} is not there")
-    folder = Path(tempfile.mkdtemp(prefix="spillway-calls.", dir="/tmp"))
+    bounded(a.seconds)
+    folder = temporary("spillway-calls.")
     a.out = (a.out or folder / "logs").resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    bounded(a.seconds)
     end = time.monotonic() + a.seconds - 15
     figures, failed = Figures(a.bench, a.json), []
     try:
@@ -106,6 +114,7 @@ def main():
     except (Failed, OSError) as why:
         failed.append(str(why))
     finally:
+        end_all()
         figures.write(a.out / f"{a.bench}.json", failed)
         shutil.rmtree(folder, ignore_errors=True)
     for why in failed:

@@ -21,11 +21,12 @@ A ratio is A over B for A_vs_B. On the simulator the rates are the scenario's, a
 first; there the steps are kernels of the same length. Exit code 1 if something failed, or if a ratio is further
 than 10 % from the computed one or a control further than 0.05 from 1.0 (not with --smoke).
 """
-import argparse, json, math, shutil, sys, tempfile, time
+import argparse, json, math, shutil, sys, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 import bench_model as model
 from bench_lib import SIMULATED, Failed, Figures, Machine, MiB, bounded, check_base, make_weights, need, size
+from processes import end_all, temporary
 
 PARTS = ("spread", "turns", "trio")
 SCENARIO = "serve.json"
@@ -360,10 +361,10 @@ def main():
         for key, value in scenario["smoke"].items():
             scenario[key] = {**scenario[key], **value} if isinstance(value, dict) else value
     scenario = scaled(scenario, a.scale)
-    folder = Path(tempfile.mkdtemp(prefix="spillway-serve.", dir="/tmp"))
+    bounded(a.seconds)
+    folder = temporary("spillway-serve.")
     a.out = (a.out or folder / "logs").resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    bounded(a.seconds)
     figures = Figures("serve", a.json, {"machine": "simulator" if SIMULATED else "gpu"})
     run, failed = Run(a, scenario, figures, folder), []
     try:
@@ -378,6 +379,7 @@ def main():
             print(f"bench-serve: {part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         figures.write(a.out / "serve.json", failed, scenario=scenario)
     finally:
+        end_all()
         if failed and a.out.is_relative_to(folder):
             print(f"bench-serve: logs are in {a.out}", file=sys.stderr)
             for file in folder.glob("weights-*"):

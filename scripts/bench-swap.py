@@ -18,10 +18,11 @@ to pinned memory (bench-copy), and moves them; the figures are of quotients with
 
 Exit code 1 if something failed.
 """
-import argparse, shutil, sys, tempfile, time
+import argparse, shutil, sys, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 from bench_lib import SIMULATED, Failed, Figures, GiB, Machine, MiB, bounded, check_base, make_weights, need, size
+from processes import end_all, temporary
 
 KV = GRANULE = 2 * MiB
 PARTS = (256, 64, 16, 4)  # of the weights: the other sizes whose rate is measured
@@ -172,10 +173,10 @@ def main():
     nbytes = a.size or (512 * MiB if SIMULATED else 4 * GiB)
     if a.smoke:
         nbytes, a.rounds = min(nbytes, 96 * MiB), 2
-    folder = Path(tempfile.mkdtemp(prefix="spillway-swap.", dir="/tmp"))
+    bounded(a.seconds)
+    folder = temporary("spillway-swap.")
     a.out = (a.out or folder / "logs").resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    bounded(a.seconds)
     figures = Figures("swap", a.json, {"machine": "simulator" if SIMULATED else "gpu"})
     link, failed = dict(zip(("in", "out", "both"), map(float, a.link.split(",")))), []
     try:
@@ -201,6 +202,7 @@ def main():
         failed.append(str(why))
         print(f"bench-swap: {why}", file=sys.stderr, flush=True)
     finally:
+        end_all()
         (folder / "weights").unlink(missing_ok=True)
         figures.write(a.out / "swap.json", failed)
         if failed and a.out.is_relative_to(folder):

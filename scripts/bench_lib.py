@@ -4,10 +4,11 @@ BASE is an unpacked release or anything laid out like one: bin/ (spillwayd, spil
 test-bin/ (the measured programs; the simulated driver where it is used). With SPILLWAY_SIM_DIR set, every
 `Machine` is a simulated one of its own, with the memory and the rates that it is given; else it is the GPU.
 """
-import collections, http.client, json, os, shutil, signal, socket, statistics, subprocess, tempfile, threading, time
+import collections, http.client, json, os, shutil, signal, socket, statistics, subprocess, threading, time
 from pathlib import Path
 
 from daemon_api import Api
+from processes import end_by_signal, temporary
 
 MiB, GiB = 1 << 20, 1 << 30
 SIMULATED = "SPILLWAY_SIM_DIR" in os.environ
@@ -194,7 +195,7 @@ class Machine:
 
     def __init__(self, base, out, memory=None, link=None, gpus=1):
         self.base, self.out, self.tests = base, out, base / "test-bin"
-        self.dir = Path(tempfile.mkdtemp(prefix="spillway-bench.", dir="/tmp"))
+        self.dir = temporary("spillway-bench.")
         self.programs, self.daemon, self.count, self.gpus = [], None, 0, gpus if SIMULATED else 1
         self.plain = {k: v for k, v in os.environ.items() if not k.startswith("SPILLWAY_") or k.startswith("SPILLWAY_SIM_")}
         for name in ("LD_PRELOAD", "RUST_BACKTRACE"):
@@ -211,11 +212,16 @@ class Machine:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        for program in self.programs:
-            program.end()
-        self.stop()
-        shutil.rmtree(self.dir, ignore_errors=True)
+    def __exit__(self, kind, *_):
+        try:
+            if kind and not issubclass(kind, Exception):  # ended from outside: nobody waits for good manners
+                for program in self.programs:
+                    program.child.kill()
+            for program in self.programs:
+                program.end()
+            self.stop()
+        finally:
+            shutil.rmtree(self.dir, ignore_errors=True)
 
     def log(self, name):
         self.count += 1
@@ -340,11 +346,11 @@ def make_weights(machine, path, nbytes, seed=1):
 
 
 def bounded(seconds):
-    """Whatever hangs, the bench ends."""
+    """Whatever hangs, and by whatever signal it is told to, the bench ends, with all that it started."""
     def over(*_):
         raise Failed(f"the {seconds:.0f} s are over")
 
-    signal.signal(signal.SIGTERM, lambda *_: exit(1))
+    end_by_signal()
     signal.signal(signal.SIGALRM, over)
     signal.alarm(int(seconds))
 

@@ -16,20 +16,24 @@ Parts:
 Each part ends within 9 minutes. A part that fails does not stop the others. The folder gets report.json, report.md
 with its plots (*.svg), and per part a JSON file and logs. `--again FOLDER` writes report.md and the plots of a folder
 anew from its report.json, without measuring anything. Exit code: 0 if all passed, 1 if something failed, 2 if nothing
-could be run. No setting of the GPU is changed; an idle GPU gives the best figures.
+could be run. Ended by SIGINT, SIGTERM or SIGHUP it ends what it started, within half a minute, keeps the report of
+what was done, and exits with 128 and the signal's number. No setting of the GPU is changed; an idle GPU gives the
+best figures.
 """
 import argparse, ctypes as C, datetime, json, os, shutil, signal, subprocess, sys, tempfile, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 
+from processes import adopt, end_all, end_with_parent, on_endings, temporary
 from report_lib import all_figures, cell, code, figures_of_parts, host, in_short, machine_row, number, read_json, table
 from report_plots import sections
 
 PARTS = ("conformance", "e2e", "facts", "torch", "models", "peers", "hooks", "alloc", "swap", "serve")
 OPTIONAL = ("torch", "models", "peers")  # where PyTorch is: all of it may be skipped
 LIMIT = 540  # seconds for a part, whatever happens
-QUICK = False  # by --quick
 GRACE = 20  # of these, for its own clean-up
+QUICK = False  # by --quick
+STOPPED = []  # the signals that ask this script to end
 
 
 class Library:
@@ -81,27 +85,37 @@ def describe():
             "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None, "devices": devices, **host()}
 
 
+def waited(child, seconds, stop=lambda: False):
+    """Its exit code; None if it runs on after so many seconds, or when `stop` holds."""
+    end = time.monotonic() + seconds
+    while not stop():
+        try:
+            return child.wait(max(0.0, min(0.2, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end:
+                break
+    return None
+
+
 def bounded(command, log, env, seconds):
-    """Runs a command in a group of its own. Returns (exit code or None when its time was over, seconds)."""
+    """Runs a command in a session of its own. Returns (exit code or None if it was ended before it was done, seconds).
+    Nothing that it started is there afterwards, whatever session that has."""
     began = time.monotonic()
     with open(log, "wb") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=env,
-                                 start_new_session=True)
-        code = None
+                                 start_new_session=True, preexec_fn=end_with_parent)
         try:
-            code = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            child.terminate()
-            try:
-                child.wait(GRACE / 2)
-            except subprocess.TimeoutExpired:
-                pass
+            code = waited(child, seconds, lambda: STOPPED)
+            if code is None:
+                # The group is there: its leader is not waited for.
+                os.killpg(child.pid, signal.SIGTERM)
+                waited(child, GRACE)
         finally:
-            try:  # what it left running goes with it
-                os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            child.wait()
+            if child.poll() is None:
+                child.kill()
+                waited(child, GRACE)  # a process in the driver may not end at once
+            if not end_all():
+                print("gpu-check: a process of it does not end, not even killed", file=sys.stderr, flush=True)
     return code, time.monotonic() - began
 
 
@@ -198,7 +212,9 @@ def part(name, here, out, env):
     account = {"part": name, "exit_code": code, "seconds": round(seconds, 1), "passed": count("ok"),
                "failed": count("FAIL"), "skipped": count("skipped"), "cases": cases}
     problems = [f"{case['name']}: {case.get('reason', '')}" for case in cases if case["result"] == "FAIL"]
-    if code is None:
+    if code is None and STOPPED:
+        problems.append(f"ended by {signal.Signals(STOPPED[0]).name} before it was done")
+    elif code is None:
         problems.append(f"its {LIMIT} s were over before it was done")
     elif code != 0 and not problems:
         problems.append(f"ended with {code}; see its log")
@@ -215,8 +231,8 @@ def part(name, here, out, env):
 BENCHES = ("hooks", "alloc", "swap", "serve", "bench")  # their figures are tables; `bench` is of older reports
 
 
-def markdown(report, out):
-    """The report; its plots go into the folder."""
+def markdown(report, out, plots=None):
+    """The report; its plots go into the folder, or into another."""
     machine, text = report["machine"], [f"# Spillway on {cell(report['on'])}", ""]
     if report["simulator"]:
         text += ["**This is the simulator, no GPU.** Times and rates mean nothing, but for the nanoseconds and instructions on the driver "
@@ -235,7 +251,7 @@ def markdown(report, out):
     text += [f"| {name} | not measured | | | |" for name in PARTS if name not in there]
     figures = figures_of_parts(report["parts"])
     text += ["", "## In short", "", *in_short(figures, BENCHES)]
-    text += sections(report, out, figures, report["parts"], read_json(out / "facts/gpu-facts.json") or {})
+    text += sections(report, plots or out, figures, report["parts"], read_json(out / "facts/gpu-facts.json") or {})
     for p in report["parts"]:
         text += ["", f"## {cell(p['part'])}", ""]
         text += [f"- FAILED: {cell(problem)}" for problem in p["problems"]]
@@ -253,9 +269,28 @@ def markdown(report, out):
     return "\n".join(text) + "\n"
 
 
-def simulated(here, env):
-    """A folder with the simulated driver under the names that programs load."""
-    place = Path(tempfile.mkdtemp(prefix="spillway-gpu-check.", dir="/tmp"))
+def again(out):
+    """Writes a report anew. None, or why it is none; then nothing is changed."""
+    path = out / "report.json"
+    report = read_json(path)
+    if not isinstance(report, dict) or not isinstance(report.get("parts"), list):
+        return f"{path} is no report of gpu-check"
+    place = temporary("spillway-gpu-check.")
+    try:
+        # Into another folder first: what is there is not replaced by half of one.
+        markdown(report, out, place)
+        (out / "report.md").write_text(markdown(report, out))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as why:
+        return f"{path} is no report of gpu-check, or is broken: {type(why).__name__}: {cell(why)}"
+    except OSError as why:
+        return f"{out}: no report can be written there: {why.strerror or why}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return None
+
+
+def simulated(here, env, place):
+    """The simulated driver in a folder, under the names that programs load."""
     (place / "lib").mkdir()
     (place / "machine").mkdir()
     for made, name in (("libcuda.so", "libcuda"), ("libnvidia_ml.so", "libnvidia-ml")):
@@ -264,7 +299,6 @@ def simulated(here, env):
     env["LD_LIBRARY_PATH"] = str(place / "lib")
     env["SPILLWAY_SIM_DIR"] = str(place / "machine")
     env.setdefault("SPILLWAY_SIM_MEMORY", "4GiB")
-    return place
 
 
 def main():
@@ -284,10 +318,9 @@ def main():
         print(json.dumps(describe()))
         return 0
     if a.again:
-        report = read_json(a.again / "report.json")
-        if not isinstance(report, dict) or "parts" not in report:
-            ap.error(f"{a.again / 'report.json'} is no report of gpu-check")
-        (a.again / "report.md").write_text(markdown(report, a.again))
+        why = again(a.again)
+        if why:
+            ap.exit(2, f"gpu-check: {why}\n")
         return 0
     unknown = [name for name in a.parts if name not in (*PARTS, "all")]
     if unknown:
@@ -300,15 +333,28 @@ def main():
     # Nothing of the caller's settings for Spillway may change what is tested.
     env = {k: v for k, v in os.environ.items() if not k.startswith("SPILLWAY_") or k.startswith("SPILLWAY_SIM_")}
     env.pop("LD_PRELOAD", None)
-    out, place = a.out.resolve(), None
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out = a.out.resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as why:
+        ap.exit(2, f"gpu-check: --out {a.out}: no report can be written there: {why.strerror or why}\n")
+    adopt()
+    on_endings(lambda number, _: STOPPED.append(number))
+    place = temporary("spillway-gpu-check.", below=11)
+    try:
+        # What the parts leave behind, killed before they could clean up, is in a folder that goes with this one.
+        env["TMPDIR"] = str(place)
         if a.simulator:
-            place = simulated(here, env)
-        got = subprocess.run([sys.executable, __file__, "--describe"], env=env, capture_output=True, text=True, timeout=60)
-        machine = json.loads(got.stdout) if got.returncode == 0 else {"driver": None, "cuda": None, "devices": []}
+            simulated(here, env, place)
+        said = place / "describe.log"
+        code, _ = bounded([sys.executable, __file__, "--describe"], said, env, 60)
+        said = said.read_text(errors="replace").strip()
+        if STOPPED:
+            return 128 + STOPPED[0]
+        machine = json.loads(said.splitlines()[-1]) if code == 0 else {"devices": []}
         if not machine["devices"]:
-            print(f"gpu-check: no NVIDIA driver or no device here {got.stderr[-200:]}", file=sys.stderr)
+            print(f"gpu-check: no NVIDIA driver or no device here{': ' + said[-200:] if code else ''}", file=sys.stderr)
             return 2
         version = here / "VERSION"
         report = {"on": "the simulator" if a.simulator else machine["devices"][0]["name"], "simulator": a.simulator,
@@ -320,12 +366,14 @@ def main():
             # After every part, so that an interruption loses nothing.
             (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
             (out / "report.md").write_text(markdown(report, out))
+            if STOPPED:
+                print(f"gpu-check: ended by {signal.Signals(STOPPED[0]).name}; report of what was done in {out}", flush=True)
+                return 128 + STOPPED[0]
         bad = [p["part"] for p in report["parts"] if p["problems"]]
         print(f"gpu-check: report in {out}; " + (f"problems in {', '.join(bad)}" if bad else "all passed"))
         return 1 if bad else 0
     finally:
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 if __name__ == "__main__":

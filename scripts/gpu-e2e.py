@@ -7,10 +7,11 @@ Run by gpu-check. ARCHIVE is an unpacked release. Uses at most 16 GiB of the fir
 slice): the daemon is told so by --capacity. Writes DIR/e2e.json after every case, and the logs of all
 programs. A case that fails does not stop the others. Exit code 1 if one failed.
 """
-import argparse, http.client, json, os, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, http.client, json, os, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 from daemon_api import Api
+from processes import end_all, end_by_signal, temporary
 
 MiB, GiB = 1 << 20, 1 << 30
 GRANULE = 2 * MiB
@@ -33,6 +34,8 @@ class Program:
     """A client program driven by lines, with every wait bounded."""
 
     def __init__(self, machine, name, arguments, log, env=None, prefix=()):
+        # Where cases are done by threads, some go on while everything is ended.
+        need(not machine.closed, f"{name} is not started: everything is ended")
         self.log = open(log, "wb")
         self.name = name
         self.child = subprocess.Popen([*prefix, str(machine.test / name), *arguments], stdin=subprocess.PIPE,
@@ -90,9 +93,9 @@ class Machine:
 
     def __init__(self, base, out, device):
         self.base, self.out, self.test = base, out, base / "test-bin"
-        self.dir = Path(tempfile.mkdtemp(prefix="spillway-e2e.", dir="/tmp"))
+        self.dir = temporary("spillway-e2e.")
         self.run = self.dir / "run"
-        self.daemon, self.programs, self.count = None, [], 0
+        self.daemon, self.programs, self.count, self.closed = None, [], 0, False
         self.env = {**os.environ, "SPILLWAY_RUN_DIR": str(self.run), "SPILLWAY_LOG": "info",
                     "SPILLWAY_LIBRARY": str(base / "lib/libspillway.so")}
         if device:
@@ -181,6 +184,7 @@ class Machine:
                    "everything is given back")
 
     def close(self):
+        self.closed = True
         for program in self.programs:
             program.child.kill()
         if self.daemon and self.daemon.poll() is None:
@@ -189,6 +193,7 @@ class Machine:
                 self.daemon.wait(10)
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
+        end_all()
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
@@ -486,7 +491,7 @@ def main():
         (a.out / "e2e.json").write_text(json.dumps({**counts, "cases": results}, indent=1) + "\n")
 
     # Ended from outside: everything goes along, by the finally below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_by_signal()
     machine = Machine(a.base.resolve(), a.out.resolve(), a.device)
     try:
         began = time.monotonic()

@@ -9,6 +9,9 @@ free device memory, none changes a setting of the card. Times are wall-clock med
 bytes). Exit code 1 if a section failed. On the simulator the figures mean nothing; the answers about rules do.
 """
 import argparse, csv, ctypes as C, json, os, signal, statistics, subprocess, sys, threading, time
+sys.dont_write_bytecode = True
+
+from processes import end_by_signal
 
 MiB, GiB = 1 << 20, 1 << 30
 u64, sz, vp, i32, u32 = C.c_ulonglong, C.c_size_t, C.c_void_p, C.c_int, C.c_uint
@@ -874,6 +877,7 @@ def main():
     unknown = [name for name in a.sections if name not in SECTIONS]
     if unknown:
         ap.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    end_by_signal()
     res, began = {}, time.time()
     os.makedirs(a.out, exist_ok=True)
     for name in a.sections or SECTIONS:
@@ -904,6 +908,10 @@ def run_section(name, api, limit):
         os.killpg(p.pid, signal.SIGKILL)
         out, err = p.communicate()
         return {"failed": f"no end in {limit:.0f} s", "stderr": err[-600:]}
+    finally:
+        if p.poll() is None:  # ended from outside
+            os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
     if p.returncode != 0 or not out.strip():
         return {"failed": p.returncode, "stderr": err[-600:]}
     return json.loads(out)

@@ -20,6 +20,7 @@ sys.dont_write_bytecode = True
 from pathlib import Path
 
 import gpu_trace
+from processes import end_by_signal
 
 HERE = Path(__file__).resolve().parent
 spec = importlib.util.spec_from_file_location("gpu_e2e", HERE / "gpu-e2e.py")
@@ -545,7 +546,7 @@ def main():
     began, report = time.monotonic(), Report(out)
     end = began + (a.seconds or (95 if a.quick else 480))
     # Ended from outside: everything goes along, by the finally below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_by_signal()
     machine = e2e.Machine(a.base.resolve(), out, a.device)
     try:
         try:

@@ -3,6 +3,7 @@ import argparse, collections, http.client, json, os, shutil, signal, statistics,
 from pathlib import Path
 
 from daemon_api import Api
+from processes import end_all, end_by_signal, temporary
 
 MiB, GiB = 1 << 20, 1 << 30
 CHILD = Path(__file__).resolve().parent / "gpu-llm-child.py"
@@ -138,7 +139,7 @@ class Daemon:
     """spillwayd in a folder of its own."""
 
     def __init__(self, run, *flags):
-        self.run, self.dir = run, Path(tempfile.mkdtemp(prefix="spillway-llm.", dir="/tmp"))
+        self.run, self.dir = run, temporary("spillway-llm.")
         self.socket = self.dir / "run/api.sock"
         run.trace(f"spillwayd {' '.join(flags)}")
         log = open(run.out / "spillwayd.log", "ab")
@@ -296,7 +297,7 @@ class Run:
         def over(*_):
             raise Failed(f"the {self.a.seconds:.0f} s and their grace are over")
 
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        end_by_signal()
         signal.signal(signal.SIGALRM, over)
         signal.alarm(int(self.a.seconds) + 15)
         try:
@@ -309,6 +310,7 @@ class Run:
         finally:
             signal.alarm(0)
             self.clear()
+            end_all()
             if self.files:
                 shutil.rmtree(self.files, ignore_errors=True)
         count = lambda word: sum(c["result"] == word for c in self.cases)
@@ -325,7 +327,7 @@ def main(name, doc, cases, quick_cases, render):
     ap.add_argument("--quick", action="store_true", help="the headline alone, in about 110 s")
     ap.add_argument("--scale", choices=("full", "small"), default="full", help="small: tiny models, a test of this script")
     ap.add_argument("--layers", type=int, help="this many layers instead of 32 in the 7B model")
-    ap.add_argument("--files", type=Path, default=Path("/tmp"), help="where the file of weights goes [/tmp]")
+    ap.add_argument("--files", type=Path, default=Path(tempfile.gettempdir()), help="where the file of weights goes [TMPDIR, or /tmp]")
     ap.add_argument("--device", help="UUID of the device")
     ap.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(cases)} [all; with --quick {', '.join(quick_cases)}]")
     a = ap.parse_args()

@@ -1,10 +1,12 @@
-//! Parts of `scripts/gpu-check` that can be tried where there is no GPU: its bench of single calls, and the traces of
-//! PyTorch, with a program in PyTorch's place that answers the same lines.
+//! Parts of `scripts/gpu-check` that can be tried where there is no GPU: its bench of single calls, the traces of
+//! PyTorch, with a program in PyTorch's place that answers the same lines, and that it ends with all it started.
 
 use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use spillway_tests::{Place, Shot, lay_out, repository};
 
@@ -160,4 +162,129 @@ fn a_trace_that_is_not_whole_fails() {
         let said = case["reason"].as_str().expect("a reason");
         assert_eq!(said.matches(reason).count(), how_many, "{wrong}: {said}");
     }
+}
+
+/// The command lines of the processes that have this TMPDIR, or one below it.
+fn running(tmp: &Path) -> Vec<String> {
+    let wanted = format!("TMPDIR={}", tmp.display());
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let found = processes.filter_map(|process| {
+        // Gone meanwhile, another user's, or no process: not one of ours.
+        let environ = std::fs::read(process.path().join("environ")).ok()?;
+        let mut vars = environ.split(|byte| *byte == 0);
+        vars.find(|var| var.starts_with(wanted.as_bytes()))?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+    });
+    found.collect()
+}
+
+fn within(time: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < time, "not within {time:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn gpu_check_ends_with_all_that_it_started() {
+    let Some(place) = place("gpu-ends") else {
+        return;
+    };
+    let base = place.dir().join("base");
+    let more = [
+        "spillway-conformance",
+        "gpu-hold",
+        "libcuda.so",
+        "libnvidia_ml.so",
+    ];
+    for name in more {
+        let from = spillway_tests::artifact(name);
+        std::os::unix::fs::symlink(from, base.join("test-bin").join(name)).expect("a link");
+    }
+    std::os::unix::fs::symlink(repository().join("scripts"), base.join("scripts")).expect("a link");
+    let tmp = place.dir().join("t");
+    std::fs::create_dir(&tmp).expect("a folder");
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let out = place.dir().join(signal.as_str());
+        // A shell that starts a command in the background lets it ignore SIGINT.
+        let mut command = place.command("env");
+        command
+            .args(["--default-signal=INT", "python3"])
+            .arg(repository().join("scripts/gpu-check.py"))
+            .args(["hooks", "--simulator", "--quick", "--from"])
+            .arg(&base)
+            .arg("--out")
+            .arg(&out)
+            .env("TMPDIR", &tmp)
+            .stdout(Stdio::null());
+        let mut check = command.spawn().expect("gpu-check starts");
+        within(
+            Duration::from_secs(10),
+            "the daemon and the bench run",
+            || {
+                let lines = running(&tmp);
+                let runs = |name: &str| lines.iter().any(|line| line.contains(name));
+                runs("/spillwayd ") && runs("/bench-hooks ")
+            },
+        );
+        let pid = Pid::from_raw(check.id().try_into().expect("a pid"));
+        kill(pid, signal).expect("it runs");
+        let mut status = None;
+        within(Duration::from_secs(8), "gpu-check ends", || {
+            status = check.try_wait().expect("ours");
+            status.is_some()
+        });
+        assert_eq!(status.and_then(|s| s.code()), Some(code), "{signal}");
+        assert_eq!(running(&tmp), [""; 0], "{signal}");
+        let left = std::fs::read_dir(&tmp).expect("a folder").flatten();
+        let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+        assert!(left.is_empty(), "{signal}: {left:?}");
+        let part = &json(&out.join("report.json"))["parts"][0];
+        let said = part["problems"].to_string();
+        assert!(said.contains(signal.as_str()), "{signal}: {said}");
+    }
+}
+
+#[test]
+fn what_gpu_check_cannot_read_or_write_is_one_line() {
+    let Some(place) = place("gpu-lines") else {
+        return;
+    };
+    let check = |arguments: &[&Path]| {
+        let mut command = place.command("python3");
+        command
+            .arg(repository().join("scripts/gpu-check.py"))
+            .args(arguments);
+        let shot = place.run(command);
+        assert_eq!(shot.code, Some(2), "{}", shot.stderr);
+        assert_eq!(shot.stderr.lines().count(), 1, "{}", shot.stderr);
+        assert!(shot.stderr.starts_with("gpu-check: "), "{}", shot.stderr);
+    };
+    let folder = place.dir().join("report");
+    std::fs::create_dir(&folder).expect("a folder");
+    let kept = ["report.md", "serving.svg"].map(|name| folder.join(name));
+    for path in &kept {
+        std::fs::write(path, "kept").expect("written");
+    }
+    for broken in [
+        "{",
+        "[]",
+        r#"{"parts":[]}"#,
+        r#"{"parts":7}"#,
+        r#"{"parts":[7],"machine":{"devices":[]},"simulator":true,"on":"","date":"","archive":[]}"#,
+    ] {
+        std::fs::write(folder.join("report.json"), broken).expect("written");
+        check(&[Path::new("--again"), &folder]);
+        for path in &kept {
+            assert_eq!(std::fs::read_to_string(path).expect("there"), "kept");
+        }
+    }
+    let more = ["spillway-conformance", "gpu-hold"];
+    lay_out(&place.dir().join("whole"), &more);
+    let whole = place.dir().join("whole");
+    let [from, out] = ["--from", "--out"].map(Path::new);
+    check(&[from, &whole, out, Path::new("/proc/x")]);
+    check(&[from, &whole, out, &kept[0]]);
 }
