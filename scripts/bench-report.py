@@ -54,12 +54,22 @@ WRONG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, Looku
 
 def write(report, folder):
     """All of it is made before anything in the folder changes."""
+    made_for_it = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        fill(report, folder)
+    except BaseException:
+        if made_for_it:
+            folder.rmdir()
+        raise
+
+
+def fill(report, folder):
     with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as made:
         made = Path(made)
         (made / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         (made / "report.md").write_text(markdown(report, made))
-        for name in (*PLOTS, "report.md", "report.json"):
+        for name in (*dict.fromkeys((*PLOTS, *(plot.name for plot in made.glob("*.svg")))), "report.md", "report.json"):
             if (made / name).exists():
                 os.replace(made / name, folder / name)
             else:
@@ -150,14 +160,28 @@ def end(child):
             pass
 
 
-def interrupt(number, frame):
-    raise KeyboardInterrupt
+class Interruption:
+    """Raises KeyboardInterrupt, but not while a child is made that nobody could end yet: then later."""
+    held = asked = False
+
+    @classmethod
+    def come(cls, number, frame):
+        cls.asked = True
+        if not cls.held:
+            raise KeyboardInterrupt
+
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.asked:
+            raise KeyboardInterrupt
 
 
 def run(bench, more):
     """A bench's account and figures; what it says on standard error is passed on."""
     began, said = time.monotonic(), []
     # A group of its own, so that all of it can be ended.
+    Interruption.held = True
     child = subprocess.Popen([str(ROOT / "scripts/bench"), bench, "--json", *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
 
@@ -167,8 +191,9 @@ def run(bench, more):
             said.append(line.rstrip("\n"))
 
     thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
     try:
+        Interruption.release()
+        thread.start()
         figures = lines_of(child.stdout.read(), bench)
         code = child.wait()
     except BaseException:
@@ -201,7 +226,8 @@ def main():
             return 2
         print(f"bench report: {a.out / 'report.md'}")
         return 0
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, Interruption.come)
     report, unfinished = new(), a.out / "unfinished"
     try:
         unfinished.mkdir(parents=True, exist_ok=True)

@@ -320,6 +320,12 @@ fn wrong_input_is_one_line_and_changes_nothing() {
         assert!(said.contains("wrong.json"), "{name}: {said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{name}: {said}");
         assert!(contents() == before, "{name} changed the report");
+        let fresh = folder.path().join("fresh");
+        let mut command = script("bench-report.py");
+        let output = command.arg("--from").arg(&file).arg("--out").arg(&fresh);
+        let output = output.output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(!fresh.exists(), "{name} is written");
     }
 }
 

@@ -307,7 +307,7 @@ impl Bench<'_> {
             }
             let processes = hooked.len();
             if processes < FIRSTS {
-                let why = format!("{processes} processes in the time for it are too few");
+                let why = format!("{processes} processes are too few for a figure; at least {FIRSTS}");
                 self.report.skipped(&case, &why);
                 continue;
             }
