@@ -307,7 +307,8 @@ impl Bench<'_> {
             }
             let processes = hooked.len();
             if processes < FIRSTS {
-                let why = format!("{processes} processes are too few for a figure; at least {FIRSTS}");
+                let why =
+                    format!("{processes} processes are too few for a figure; at least {FIRSTS}");
                 self.report.skipped(&case, &why);
                 continue;
             }
