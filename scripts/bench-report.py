@@ -7,14 +7,15 @@
 FILE has JSON lines, as `scripts/bench NAME --json` prints them, or is a report.json of this program; then the head
 (date, commit, machine) is that report's. The head of a report of JSON lines is of now, and says where they are from.
 
-The report is written anew after each bench, so an interruption loses nothing. Exit code: 0 if all benches ran and
-found nothing wrong, 1 if not, 2 for a wrong command line.
+While it measures, the report of what is there so far is in FOLDER/unfinished, and stays there after an interruption;
+an earlier report in FOLDER stays until the new one is complete. Of wrong input nothing is written. Exit code: 0 if all
+benches ran and found nothing wrong, 1 if not, 2 for a wrong command line or wrong input, 130 after an interruption.
 """
-import argparse, datetime, json, os, subprocess, sys, threading, time
+import argparse, datetime, json, math, os, shutil, signal, subprocess, sys, tempfile, threading, time
 sys.dont_write_bytecode = True
 from pathlib import Path
 from report_lib import all_figures, cell, commit, host, in_short, machine_row, normal, table
-from report_plots import sections
+from report_plots import PLOTS, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHES = ("hooks", "alloc", "preload", "escape", "replay", "swap", "serve")
@@ -47,20 +48,64 @@ def markdown(report, folder):
     return "\n".join(text) + "\n"
 
 
+# What a report or figure that is not as the benches print it runs into.
+WRONG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
+
+
 def write(report, folder):
+    """All of it is made before anything in the folder changes."""
+    made_for_it = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.md").write_text(markdown(report, folder))
+    try:
+        fill(report, folder)
+    except BaseException:
+        if made_for_it:
+            folder.rmdir()
+        raise
 
 
-def lines_of(text, name):
-    """The figures among lines; what is none is said."""
+def fill(report, folder):
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as made:
+        made = Path(made)
+        (made / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        (made / "report.md").write_text(markdown(report, made))
+        for name in (*dict.fromkeys((*PLOTS, *(plot.name for plot in made.glob("*.svg")))), "report.md", "report.json"):
+            if (made / name).exists():
+                os.replace(made / name, folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+
+
+class Unusable(ValueError):
+    """JSON, but nothing that can be shown."""
+
+
+def loads(text):
+    """JSON without what is no number, and not too deep."""
+    def no_number(word):
+        raise Unusable(f"{word} is no number")
+
+    def real(word):
+        return float(word) if math.isfinite(float(word)) else no_number(word)
+
+    try:
+        return json.loads(text, parse_constant=no_number, parse_float=real)
+    except RecursionError:
+        raise Unusable("nested too deeply") from None
+
+
+def lines_of(text, name, strict=False):
+    """The figures among lines; what is none is said. Strict: one that cannot be used is an error."""
     found = []
     for count, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:
-            one = json.loads(line)
+            one = loads(line)
+        except Unusable as why:
+            if strict:
+                raise Unusable(f"{name}, line {count}: {why}") from None
+            one = None
         except ValueError:
             one = None
         if isinstance(one, dict) and "bench" in one and "case" in one:
@@ -84,25 +129,61 @@ def taken(files):
     for file in files:
         text = file.read_text(errors="replace")
         try:
-            whole = json.loads(text)
+            whole = loads(text)
+        except Unusable as why:
+            raise Unusable(f"{file}: {why}") from None
         except ValueError:
             whole = None
         if isinstance(whole, dict) and isinstance(whole.get("figures"), list) and "machine" in whole:
             if len(files) > 1:
                 raise ValueError(f"{file} is a report; take it alone")
             return whole
-        report["figures"] += lines_of(text, file.name)
+        report["figures"] += lines_of(text, file.name, strict=True)
         names.append(file.name)
     if not report["figures"]:
         raise ValueError(f"no figure in {', '.join(map(str, files))}")
     return {**report, "from": f"{', '.join(names)}; date, commit and machine are those of this report"}
 
 
+def end(child):
+    """Ends a bench and what it started, and waits for it; a second interruption changes nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(seconds)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            pass
+
+
+class Interruption:
+    """Raises KeyboardInterrupt, but not while a child is made that nobody could end yet: then later."""
+    held = asked = False
+
+    @classmethod
+    def come(cls, number, frame):
+        cls.asked = True
+        if not cls.held:
+            raise KeyboardInterrupt
+
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.asked:
+            raise KeyboardInterrupt
+
+
 def run(bench, more):
     """A bench's account and figures; what it says on standard error is passed on."""
     began, said = time.monotonic(), []
+    # A group of its own, so that all of it can be ended.
+    Interruption.held = True
     child = subprocess.Popen([str(ROOT / "scripts/bench"), bench, "--json", *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True, errors="replace")
+                             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True)
 
     def listen():
         for line in child.stderr:
@@ -110,9 +191,14 @@ def run(bench, more):
             said.append(line.rstrip("\n"))
 
     thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    figures = lines_of(child.stdout.read(), bench)
-    code = child.wait()
+    try:
+        Interruption.release()
+        thread.start()
+        figures = lines_of(child.stdout.read(), bench)
+        code = child.wait()
+    except BaseException:
+        end(child)
+        raise
     thread.join(5)
     return {"bench": bench, "exit_code": code, "seconds": round(time.monotonic() - began, 1), "said": said[-20:]}, figures
 
@@ -128,21 +214,44 @@ def main():
     if unknown := [name for name in wanted if name not in BENCHES]:
         ap.error(f"no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}")
     if a.files:
+        names = ", ".join(map(str, a.files))
         try:
-            write(taken(a.files), a.out)
+            report = taken(a.files)
+            try:
+                write(report, a.out)
+            except WRONG as why:
+                raise ValueError(f"{names}: no report or figures as the benches print them: {type(why).__name__}: {why}") from None
         except (OSError, ValueError) as why:
-            ap.error(str(why))
+            print(f"bench report: {why}", file=sys.stderr)
+            return 2
         print(f"bench report: {a.out / 'report.md'}")
         return 0
-    report = new()
-    for bench in wanted:
-        print(f"bench report: {bench} ...", file=sys.stderr, flush=True)
-        account, figures = run(bench, ["--no-build"] if a.no_build else [])
-        report["runs"].append(account)
-        report["figures"] += figures
-        write(report, a.out)
-        print(f"bench report: {bench}: exit code {account['exit_code']}, {len(figures)} figures, {account['seconds']:.0f} s",
-              file=sys.stderr, flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, Interruption.come)
+    report, unfinished = new(), a.out / "unfinished"
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        print(f"bench report: {why}", file=sys.stderr)
+        return 2
+    bench = None
+    try:
+        for bench in wanted:
+            print(f"bench report: {bench} ...", file=sys.stderr, flush=True)
+            account, figures = run(bench, ["--no-build"] if a.no_build else [])
+            report["runs"].append(account)
+            report["figures"] += figures
+            write(report, unfinished)
+            print(f"bench report: {bench}: exit code {account['exit_code']}, {len(figures)} figures, {account['seconds']:.0f} s",
+                  file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print(f"bench report: interrupted in {bench}; what was measured before is in {unfinished}", file=sys.stderr, flush=True)
+        return 130
+    # The last moment is no time for an end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    write(report, a.out)
+    shutil.rmtree(unfinished, ignore_errors=True)
     print(f"bench report: {a.out / 'report.md'}")
     return 1 if any(account["exit_code"] for account in report["runs"]) else 0
 

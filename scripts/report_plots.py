@@ -9,6 +9,8 @@ from report_lib import NONE, cell
 MiB = 1 << 20
 MODES = {"alone": "alone, without Spillway", "static": "static fraction", "request_limit": "request and limit",
          "swap": "request and limit, neighbour swapped out"}
+# Every file that `sections` may write.
+PLOTS = ("added-cost-free.svg", "added-cost.svg", "alloc-free.svg", "alloc.svg", "swap-rate.svg", "serving.svg", "serving-tail.svg")
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -86,7 +88,7 @@ def swap_rate(figures, parts, facts):
     series = [Series(f"swap {way}", sorted(moved[way].items())) for way in moved if moved[way]]
     if not series:
         raise Empty("swap rate")
-    series += [Series("plain pinned copy of as much", sorted(plain[way].items()), dashed=True, color=number)
+    series += [Series("plain pinned copy", sorted(plain[way].items()), dashed=True, color=number)
                for number, way in enumerate(("out", "in")) if plain[way]]
     sizes = sorted({x for s in series for x, _ in s.points})
     return [Panel("Swap rate against size", Axis("size", "log", sizes, lambda v: size_text(v * MiB)), Axis("GB/s"), series, width=720)]

@@ -113,6 +113,12 @@ pub fn run(options: &Options) -> i32 {
     } else {
         print!("{}", report::table(&rows));
     }
+    if rows.iter().all(|row| row.skipped.is_some()) {
+        eprintln!(
+            "adversaries: nothing was tried: no case of these drivers, modes and families that is not skipped"
+        );
+        return 1;
+    }
     i32::from(rows.iter().any(Row::is_bad))
 }
 

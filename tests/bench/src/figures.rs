@@ -1,6 +1,36 @@
 //! Medians, quartiles, and how figures are printed.
 
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Map, Value, json};
+
+/// Figures that were printed, and cases that were said to have none.
+static PRINTED: AtomicUsize = AtomicUsize::new(0);
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// How a bench program ends, which has `failed` cases: what was measured decides, so that nothing measured is no
+/// success.
+#[must_use]
+pub fn end(program: &str, only: &[String], failed: anyhow::Result<i32>) -> ExitCode {
+    match failed {
+        Err(why) => eprintln!("{program}: {why:#}"),
+        Ok(failed) if PRINTED.load(Ordering::Relaxed) > 0 => {
+            return ExitCode::from(u8::from(failed > 0));
+        }
+        Ok(_) if SKIPPED.load(Ordering::Relaxed) > 0 => {
+            eprintln!("{program}: nothing was measured; each case says why");
+        }
+        Ok(_) => {
+            eprintln!(
+                "{program}: nothing was measured: no case's name contains {}",
+                only.join(" or ")
+            );
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::FAILURE
+}
 
 /// A sample in short.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,11 +48,16 @@ impl Summary {
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
+        // Between two values of the sample: so the median of an even number is the mean of the middle two.
         let at = |part: usize| {
-            values
-                .get((values.len().max(1) - 1) * part / 4)
-                .copied()
-                .unwrap_or(f64::NAN)
+            let place = values.len().max(1) - 1;
+            let (below, rest) = (place * part / 4, place * part % 4);
+            let of = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+            match rest {
+                0 => of(below),
+                #[allow(clippy::cast_precision_loss)]
+                rest => of(below) + (of(below + 1) - of(below)) * rest as f64 / 4.0,
+            }
         };
         Self {
             median: at(2),
@@ -67,6 +102,7 @@ impl Report {
     /// Prints a figure.
     #[allow(clippy::print_stdout)]
     pub fn print(&self, figure: &Figure) {
+        PRINTED.fetch_add(1, Ordering::Relaxed);
         let case = format!("{}{}", self.prefix, figure.case);
         if !self.json {
             let spread = figure.quartiles.map_or(String::new(), |(low, high)| {
@@ -117,6 +153,7 @@ impl Report {
     /// Says why a case has no figure.
     #[allow(clippy::print_stdout)]
     pub fn skipped(&self, case: &str, why: &str) {
+        SKIPPED.fetch_add(1, Ordering::Relaxed);
         if self.json {
             let case = format!("{}{case}", self.prefix);
             println!(
@@ -162,5 +199,7 @@ mod tests {
             }
         );
         assert_eq!(Summary::of(vec![7.0]).median, 7.0);
+        let even = Summary::of(vec![4.0, 1.0, 2.0, 3.0]);
+        assert_eq!((even.low, even.median, even.high), (1.75, 2.5, 3.25));
     }
 }

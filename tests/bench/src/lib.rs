@@ -13,6 +13,7 @@ pub mod driver;
 pub mod figures;
 pub mod hooks;
 pub mod options;
+pub mod preloaded;
 pub mod rounds;
 pub mod setup;
 pub mod steps;

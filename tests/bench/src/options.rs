@@ -11,7 +11,7 @@ pub struct Options {
     #[arg(long)]
     pub json: bool,
     /// Seconds that a case may take.
-    #[arg(long, default_value_t = 1.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS", value_parser = seconds)]
     pub budget: f64,
     /// Before each case's name.
     #[arg(long, default_value = "")]
@@ -19,6 +19,13 @@ pub struct Options {
     /// Only cases whose name contains one of these.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub only: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("a number of seconds above 0".to_owned()),
+    }
 }
 
 impl Options {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use spillway_tests::{Daemon, Launch, Place, artifact};
+use spillway_tests::{Daemon, Launch, Place, artifact, repository};
 
 const TIME: Duration = Duration::from_secs(60);
 
@@ -161,9 +161,47 @@ fn a_program_without_cuda_opens_the_library_and_nothing_else() {
             );
         }
     }
+    // What the loader maps because the library needs it is the compiler's own, and nothing else.
+    for line in lines.iter().filter(|l| l["metric"] == "added_libraries") {
+        for file in line["files"].as_array().expect("a list") {
+            let file = file.as_str().expect("text");
+            assert!(file.contains("/libgcc_s.so."), "{line}");
+        }
+    }
     // What was watched is the real thing: the library had to be mapped.
     assert!(
         value(&lines, "true", "added_calls") > Some(2.0),
         "{lines:?}"
     );
+}
+
+/// The loader goes on without a library that it cannot load: that is no measurement of one that adds nothing.
+#[test]
+fn what_is_not_loaded_or_not_there_is_not_measured() {
+    let place = Place::new("bench-nothing").build();
+    let daemon = Daemon::start(&place, &[]);
+    let text = repository().join("README.md");
+    let text = text.to_str().expect("text");
+    for program in ["bench-hooks", "bench-alloc"] {
+        let launch = on_free_driver(&place, &daemon, program);
+        let (code, out, err) = launch.bare().var("LD_PRELOAD", text).finish(TIME);
+        assert_eq!(code, Some(1), "{program}: {out}{err}");
+        assert!(err.contains("README.md is not loaded"), "{program}: {err}");
+    }
+    let preload = |arguments: &str| {
+        let client = place.client("bench-preload").bare();
+        client.args(arguments).finish(TIME)
+    };
+    let (code, out, err) = preload(&format!("--budget 0.01 --library {text}"));
+    assert_eq!(code, Some(1), "{out}{err}");
+    assert!(err.contains("README.md is not loaded"), "{err}");
+    let library = place.library();
+    let library = library.display();
+    let (code, _, err) = preload(&format!("--only zzz --library {library}"));
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("nothing was measured"), "{err}");
+    for budget in ["nan", "-1", "abc", "0"] {
+        let (code, _, _) = preload(&format!("--budget={budget} --library {library}"));
+        assert_eq!(code, Some(2), "{budget}");
+    }
 }

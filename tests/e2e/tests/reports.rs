@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use spillway_tests::repository;
+use spillway_tests::{repository, until};
 
 /// A folder for a report; none where there is no Python.
 fn folder() -> Option<tempfile::TempDir> {
@@ -195,7 +195,9 @@ fn no_name_is_read_as_markup() {
         json!({ "bench": "swap", "case": "size_2_out", "metric": "rate", "value": null, "unit": "GB/s", "MiB": 2, "way": "out" }),
         json!({ "bench": "swap", "case": "size_4_out", "metric": "rate", "value": -1.0, "unit": "GB/s", "MiB": 0, "way": "out" }),
     ];
-    lines.push(served("alone", 1, "p99", f64::NAN));
+    let mut line = served("alone", 1, "p99", 1.0);
+    line["value"] = json!("NaN");
+    lines.push(line);
     let report = of_lines(folder.path(), &lines);
     check_tables(&report);
     check_plots(&folder.path().join("report"), &report);
@@ -265,4 +267,154 @@ fn what_is_no_figure_is_refused() {
         said.contains("line 1 is no figure") && said.contains("no figure in"),
         "{said}"
     );
+}
+
+#[test]
+fn wrong_input_is_one_line_and_changes_nothing() {
+    let Some(folder) = folder() else { return };
+    of_lines(folder.path(), &[call("launch_1", "Free driver", 1.5)]);
+    let out = folder.path().join("report");
+    let contents = || {
+        let entries = std::fs::read_dir(&out).expect("a folder").flatten();
+        let mut found: Vec<_> = entries
+            .map(|entry| {
+                (
+                    entry.file_name(),
+                    std::fs::read(entry.path()).expect("a file"),
+                )
+            })
+            .collect();
+        found.sort();
+        found
+    };
+    let before = contents();
+    let good = std::fs::read_to_string(out.join("report.json")).expect("a report");
+    let with = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from} is not in {good}");
+        good.replacen(from, to, 1)
+    };
+    let line = |value: &str| format!("{{\"bench\":\"a\",\"case\":\"b\",\"value\":{value}}}\n");
+    let huge = format!("1{}", "0".repeat(400));
+    for (name, text) in [
+        ("deep", "[".repeat(200_000)),
+        ("deep line", line(&"[".repeat(200_000))),
+        ("NaN", with("1.5", "NaN")),
+        ("NaN line", line("NaN")),
+        ("infinite", with("1.5", "-Infinity")),
+        ("too large", with("1.5", "1e999")),
+        ("huge", with("1.5", &huge)),
+        ("no runs", with("\"runs\"", "\"walks\"")),
+        (
+            "no machine",
+            with("\"machine\": {", "\"machine\": 1, \"m\": {"),
+        ),
+        ("figures", r#"{"figures": [1], "machine": {}}"#.to_owned()),
+    ] {
+        let file = folder.path().join("wrong.json");
+        std::fs::write(&file, text).expect("written");
+        let mut command = script("bench-report.py");
+        let output = command.arg("--from").arg(&file).arg("--out").arg(&out);
+        let output = output.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+        assert!(said.contains("wrong.json"), "{name}: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{name}: {said}");
+        assert!(contents() == before, "{name} changed the report");
+        let fresh = folder.path().join("fresh");
+        let mut command = script("bench-report.py");
+        let output = command.arg("--from").arg(&file).arg("--out").arg(&fresh);
+        let output = output.output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(!fresh.exists(), "{name} is written");
+    }
+}
+
+#[test]
+fn what_was_not_tried_or_compared_is_not_met() {
+    let Some(folder) = folder() else { return };
+    let escape = |case: &str, verdict: &str| json!({ "bench": "escape", "case": case, "metric": "bytes_over", "value": 0, "unit": "B", "verdict": verdict });
+    let replay = |case: &str, metric: &str, value: u32| json!({ "bench": "replay", "case": case, "metric": metric, "value": value, "unit": "results" });
+    let families = "ways past the limit: most bytes above it, 2 families";
+    let report = of_lines(
+        folder.path(),
+        &[
+            escape("classic", "ok"),
+            escape("pools", "REFUSED"),
+            escape("green", "skipped"),
+            replay("a", "different", 0),
+            replay("a", "results_compared", 0),
+        ],
+    );
+    assert_eq!(
+        row(&report, families)[5],
+        "missed: pools (REFUSED); skipped: green"
+    );
+    let traces = row(&report, "recorded programs replayed: results that differ");
+    assert_eq!(
+        (traces[2], traces[5]),
+        ("not measured", "nothing compared: a")
+    );
+    let report = of_lines(
+        folder.path(),
+        &[
+            escape("classic", "ok"),
+            escape("pools", "ok"),
+            replay("a", "different", 0),
+            replay("a", "results_compared", 7),
+        ],
+    );
+    assert_eq!(row(&report, families)[5], "met");
+    let text = "recorded programs replayed: results that differ, 1 traces";
+    assert_eq!(row(&report, text)[5], "met");
+}
+
+/// A bench that is ended while it runs takes its processes with it, and leaves the earlier report.
+#[test]
+fn an_interruption_ends_the_bench_and_keeps_the_earlier_report() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(folder) = folder() else { return };
+    of_lines(folder.path(), &[call("launch_1", "Free driver", 1.5)]);
+    let out = folder.path().join("report");
+    let before = std::fs::read(out.join("report.json")).expect("a report");
+    let scripts = folder.path().join("scripts");
+    std::fs::create_dir(&scripts).expect("a folder");
+    for name in [
+        "bench-report.py",
+        "report_lib.py",
+        "report_plots.py",
+        "plots.py",
+    ] {
+        std::fs::copy(repository().join("scripts").join(name), scripts.join(name)).expect("copied");
+    }
+    let pid = folder.path().join("pid");
+    let bench = format!(
+        "#!/bin/sh\n[ $1 = preload ] || exit 0\nsleep 600 &\necho $! >{0}.new\nmv {0}.new {0}\nwait\n",
+        pid.display()
+    );
+    std::fs::write(scripts.join("bench"), bench).expect("written");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(scripts.join("bench"), mode).expect("executable");
+    let mut child = Command::new("python3")
+        .arg(scripts.join("bench-report.py"))
+        .args(["--benches", "hooks,preload", "--out"])
+        .arg(&out)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let appears = || std::fs::read_to_string(&pid).ok();
+    let sleeper: i32 = until("the bench", appears).trim().parse().expect("a pid");
+    run(Command::new("kill").args(["-TERM", &child.id().to_string()]));
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    // Nobody may be there to fetch its status.
+    let stat = format!("/proc/{sleeper}/stat");
+    let gone = || {
+        std::fs::read_to_string(&stat).map_or(Some(()), |text| text.contains(") Z").then_some(()))
+    };
+    until("the bench's end", gone);
+    assert_eq!(
+        std::fs::read(out.join("report.json")).expect("kept"),
+        before
+    );
+    // What was done before it is there.
+    assert!(out.join("unfinished/report.md").exists());
 }

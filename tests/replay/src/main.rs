@@ -31,7 +31,7 @@ enum What {
         #[arg(long)]
         json: bool,
         /// About how often the program is evicted, evenly over its calls
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 40, value_parser = some)]
         evictions: usize,
         /// Traces, as SPILLWAY_TRACE makes them
         #[arg(required = true)]
@@ -45,6 +45,18 @@ enum What {
         /// A trace
         file: PathBuf,
     },
+}
+
+/// Without evictions nothing of what this is for would be compared.
+fn some(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err(
+            "without evictions memory is never moved, which is what is compared; at least 1"
+                .to_owned(),
+        ),
+        Ok(count) => Ok(count),
+        Err(_) => Err("a number, at least 1".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -69,7 +81,23 @@ fn work(args: Args) -> Result<bool> {
             let mut good = true;
             for file in files {
                 let report = compare(&file, evictions)?;
-                good &= report.is_same();
+                good &= report.is_same() && report.compared > 0;
+                let name = file.display();
+                if report.compared == 0 {
+                    eprintln!(
+                        "trace-replay: {name}: nothing is compared: no call of it that can be played gives a result"
+                    );
+                }
+                if report.evictions == 0 {
+                    eprintln!(
+                        "trace-replay: {name}: never evicted with memory: only calls under Spillway are compared"
+                    );
+                }
+                if report.cut_off {
+                    eprintln!(
+                        "trace-replay: {name}: the trace is cut off; what comes before was played"
+                    );
+                }
                 if json {
                     as_json(&file, &report);
                 } else {
@@ -130,6 +158,9 @@ fn as_json(file: &Path, report: &Report) {
         ("with_spillway", json!(report.seconds[1]), "s", json!(null)),
     ] {
         let mut line = json!({"bench": "replay", "case": case, "metric": metric, "value": value, "unit": unit});
+        if report.cut_off {
+            line["cut_off"] = json!(true);
+        }
         if !more.is_null() {
             line["list"] = more;
         }
@@ -149,9 +180,6 @@ fn as_text(file: &Path, report: &Report) {
         report.bytes_moved >> 20,
         report.differences.len()
     );
-    if report.cut_off {
-        println!("  the trace is cut off; what comes before was played");
-    }
     for (name, (count, why)) in &report.left_out {
         println!("  left out: {name} ({count}): {why}");
     }

@@ -195,3 +195,37 @@ fn a_bad_trace_is_refused_by_its_line() {
         shot.stderr
     );
 }
+
+#[test]
+fn what_compares_nothing_is_no_success_and_a_cut_is_said() {
+    let place = Place::new("nothing-compared").build();
+    let run = |name: &str, trace: &str, more: &[&str]| {
+        let file = place.dir().join(name);
+        std::fs::write(&file, trace).expect("a file");
+        let mut command = place.command(artifact("trace-replay"));
+        command.args(["run", "--json"]).args(more).arg(&file);
+        place.run(command)
+    };
+    let whole = std::fs::read_to_string(in_tree("cudarc.jsonl")).expect("a trace");
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    let shot = run("nothing.jsonl", &lines[..2].concat(), &[]);
+    assert_eq!(shot.code, Some(1), "{}", shot.stderr);
+    let said = "nothing.jsonl: nothing is compared";
+    assert!(shot.stderr.contains(said), "{}", shot.stderr);
+    let shot = run("cut.jsonl", &whole[..3000], &[]);
+    assert_eq!(shot.code, Some(0), "{}", shot.stderr);
+    assert!(
+        shot.stderr.contains("cut.jsonl: the trace is cut off"),
+        "{}",
+        shot.stderr
+    );
+    assert!(
+        shot.stdout
+            .lines()
+            .all(|line| line.contains("\"cut_off\":true")),
+        "{}",
+        shot.stdout
+    );
+    let shot = run("none.jsonl", &whole, &["--evictions", "0"]);
+    assert_eq!(shot.code, Some(2), "{}", shot.stderr);
+}

@@ -2,17 +2,21 @@
 //!
 //! Cases: SIZE_THREADS, allocated and freed at once, again and again: up to 1 MiB beside the driver's own
 //! `cuMemAlloc`, from 64 MiB on beside the driver's own steps for mapped memory. `first_SIZE`: the first of
-//! its size in a process. `near_limit_SIZE_1`: with 4 MiB left. `refused_1`: more than is left. `live_N`:
-//! allocated and freed while N others live. `churn_N`: of N, any one freed and made anew.
+//! its size in a process, after one of each smaller size that was freed: a driver may have given its block back
+//! and need a new one where the library has kept its own, so what is added may be less than nothing.
+//! `near_limit_SIZE_1`: with 4 MiB left. `refused_1`: more than is left. `live_N`: allocated and freed while N
+//! others live. `churn_N`: of N, any one freed and made anew.
 
-use std::time::Instant;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use serde_json::{Value, json};
 use spillway_bench::alloc::{BesideMapping, Crowd, GRANULE, Pair, Refused, allocate, free, told};
-use spillway_bench::figures::{Figure, Report, Summary};
+use spillway_bench::figures::{Figure, Report, Summary, end};
 use spillway_bench::options::Options;
+use spillway_bench::preloaded;
 use spillway_bench::rounds::{Outcome, Plan, alternate, alternate_in_threads};
 use spillway_bench::setup::Device;
 
@@ -41,17 +45,26 @@ const SIZES: [(&str, usize); 4] = [
     ("64MiB", 64 << 20),
     ("1GiB", 1 << 30),
 ];
+/// Fewer processes give no figure of first allocations.
+const FIRSTS: usize = 5;
 /// From this size on, the driver's own steps for mapped memory are the measure.
 const MAPPED: usize = 64 << 20;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let command = Command::parse();
+    end("bench-alloc", &command.options.only, run(&command))
+}
+
+/// How many cases failed.
+fn run(command: &Command) -> Result<i32> {
     if let Some(number) = command.first {
-        return first(&Device::start()?, number);
+        first(&Device::start()?, number)?;
+        std::process::exit(0);
     }
+    preloaded::check()?;
     // Before this process uses CUDA: some preload libraries let one at a time.
     let wanted = command.options.wants("first") && command.processes > 0;
-    let firsts = wanted.then(|| firsts(&command));
+    let firsts = wanted.then(|| firsts(command));
     let device = Device::start()?;
     let common = device.describe();
     let options = &command.options;
@@ -64,7 +77,7 @@ fn main() -> Result<()> {
     let bench = Bench {
         device: &device,
         report,
-        command: &command,
+        command,
     };
     let mapped = command.prefix_mapped.clone();
     let mapped = Report {
@@ -101,7 +114,7 @@ fn main() -> Result<()> {
         Some(Err(why)) => attempt("first", &|| bail!("{why:#}")),
         None => {}
     }
-    std::process::exit(i32::from(failed > 0));
+    Ok(failed)
 }
 
 #[derive(Clone)]
@@ -293,6 +306,12 @@ impl Bench<'_> {
                 continue;
             }
             let processes = hooked.len();
+            if processes < FIRSTS {
+                let why =
+                    format!("{processes} processes are too few for a figure; at least {FIRSTS}");
+                self.report.skipped(&case, &why);
+                continue;
+            }
             let added = direct.iter().zip(&hooked).map(|(d, h)| h - d).collect();
             let (direct, hooked, added) =
                 (Summary::of(direct), Summary::of(hooked), Summary::of(added));
@@ -320,9 +339,15 @@ fn firsts(command: &Command) -> Result<Firsts> {
     let mut times: Firsts = SIZES.iter().map(|_| [vec![], vec![]]).collect();
     let began = Instant::now();
     let mut processes = 0;
-    while processes < command.processes
-        && (processes < 2 || began.elapsed() < command.options.budget() * 4)
-    {
+    // A figure needs some of them, however long they take, but not for ever.
+    let least = command
+        .processes
+        .min(u32::try_from(FIRSTS).unwrap_or(u32::MAX));
+    let time = |least| match least {
+        true => Duration::from_secs(120),
+        false => command.options.budget() * 4,
+    };
+    while processes < command.processes && began.elapsed() < time(processes < least) {
         let output = std::process::Command::new(std::env::current_exe()?)
             .args(["--first", &processes.to_string()])
             .output()?;

@@ -5,16 +5,17 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use serde_json::{Map, Value, json};
-use spillway_bench::figures::{Figure, Report};
+use spillway_bench::figures::{Figure, Report, end};
 use spillway_bench::hooks::{CALLS, Call, Hooks};
 use spillway_bench::options::Options;
 use spillway_bench::rounds::{Case, Plan, Side, alternate_in_threads};
 use spillway_bench::setup::Device;
-use spillway_bench::{callgrind, steps};
+use spillway_bench::{callgrind, preloaded, steps};
 
 #[derive(Parser)]
 #[command(about = "What a preloaded library adds to single calls of the driver")]
@@ -35,17 +36,25 @@ struct Command {
 /// Calls of each side under callgrind; fewer than a device queues.
 const CALLGRIND_CALLS: u32 = 500;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let command = Command::parse();
+    end("bench-hooks", &command.options.only, run(&command))
+}
+
+/// How many cases failed.
+fn run(command: &Command) -> Result<i32> {
     if command.callgrind || command.steps {
         let device = Device::start()?;
         let kernel = device.kernel()?;
-        return if command.steps {
+        let counted = if command.steps {
             count_by_steps(&device, kernel, &command.options)
         } else {
             count_for_callgrind(&device, kernel, &command.options)
         };
+        counted?;
+        std::process::exit(0);
     }
+    preloaded::check()?;
     // Before this process uses CUDA: some preload libraries let one at a time.
     let counts = counts(&command.options);
     let only = ["--callgrind", "--only", &command.options.only.join(",")].map(str::to_owned);
@@ -90,7 +99,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    std::process::exit(i32::from(failed > 0));
+    Ok(failed)
 }
 
 #[allow(clippy::too_many_arguments)]

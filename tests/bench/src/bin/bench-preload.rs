@@ -3,15 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::{Map, json};
 use spillway_bench::calls::{self, Seen};
-use spillway_bench::figures::{Figure, Report, Summary};
+use spillway_bench::figures::{Figure, Report, Summary, end};
 use spillway_bench::options::Options;
+use spillway_bench::preloaded;
 
 #[derive(Parser)]
 #[command(about = "What loading a library costs programs that do not use CUDA")]
@@ -21,6 +22,9 @@ struct Arguments {
     /// The library to preload.
     #[arg(long)]
     library: PathBuf,
+    /// Set for the programs, with the library and without it.
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
 }
 
 /// The cases, with the programs as they are started. A `python3` on the path may be a script that looks for
@@ -41,12 +45,20 @@ fn programs() -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let library = arguments
-        .library
-        .canonicalize()
-        .with_context(|| arguments.library.display().to_string())?;
+    let measured = run_all(&arguments);
+    end("bench-preload", &arguments.options.only, measured)
+}
+
+/// How many cases failed.
+fn run_all(arguments: &Arguments) -> Result<i32> {
+    let library = std::path::absolute(&arguments.library)?;
+    let shown = library.to_string_lossy();
+    ensure!(
+        !shown.contains([' ', ':']),
+        "{shown}: LD_PRELOAD ends a name at a space and at a colon; give a link to the file, without them"
+    );
     let report = Report {
         bench: "preload",
         json: arguments.options.json,
@@ -58,15 +70,30 @@ fn main() -> Result<()> {
         if !arguments.options.wants(case) {
             continue;
         }
-        if let Err(why) = measure(&report, &arguments.options, case, &words, &library) {
+        check_loaded(case, &words, &arguments.env, &library)?;
+        if let Err(why) = measure(&report, arguments, case, &words, &library) {
             failed += i32::from(report.failed(case, &why));
         }
     }
-    std::process::exit(i32::from(failed > 0));
+    Ok(failed)
 }
 
-fn command(words: &[String], library: Option<&Path>) -> Command {
+/// The loader goes on without what it cannot load, so a program of the same kind shows what it has mapped.
+fn check_loaded(case: &str, words: &[String], env: &[String], library: &Path) -> Result<()> {
+    let show = "print(open('/proc/self/maps').read())";
+    let words = match case {
+        "python" => [&words[0], "-c", show].map(str::to_owned).to_vec(),
+        _ => ["/bin/cat", "/proc/self/maps"].map(str::to_owned).to_vec(),
+    };
+    let mut command = command(&words, env, Some(library));
+    let output = command.stdout(Stdio::piped()).output();
+    let output = output.with_context(|| words[0].clone())?;
+    preloaded::check_mapped(&String::from_utf8_lossy(&output.stdout), library)
+}
+
+fn command(words: &[String], env: &[String], library: Option<&Path>) -> Command {
     let mut command = Command::new(&words[0]);
+    command.envs(env.iter().filter_map(|one| one.split_once('=')));
     command.args(&words[1..]).env_remove("LD_PRELOAD");
     command
         .stdin(Stdio::null())
@@ -79,8 +106,8 @@ fn command(words: &[String], library: Option<&Path>) -> Command {
 }
 
 /// Milliseconds from start to end.
-fn run(words: &[String], library: Option<&Path>) -> Result<f64> {
-    let mut command = command(words, library);
+fn run(words: &[String], env: &[String], library: Option<&Path>) -> Result<f64> {
+    let mut command = command(words, env, library);
     let start = Instant::now();
     let status = command.status().with_context(|| words[0].clone())?;
     let took = start.elapsed().as_secs_f64() * 1e3;
@@ -90,24 +117,25 @@ fn run(words: &[String], library: Option<&Path>) -> Result<f64> {
 
 fn measure(
     report: &Report,
-    options: &Options,
+    arguments: &Arguments,
     case: &str,
     words: &[String],
     library: &Path,
 ) -> Result<()> {
+    let (options, env) = (&arguments.options, &arguments.env[..]);
     for _ in 0..3 {
-        run(words, None)?;
-        run(words, Some(library))?;
+        run(words, env, None)?;
+        run(words, env, Some(library))?;
     }
     let (mut bare, mut loaded) = (Vec::new(), Vec::new());
     let began = Instant::now();
     while bare.len() < 2000 && (bare.len() < 20 || began.elapsed() < options.budget() * 3) {
         if bare.len() % 2 == 0 {
-            bare.push(run(words, None)?);
-            loaded.push(run(words, Some(library))?);
+            bare.push(run(words, env, None)?);
+            loaded.push(run(words, env, Some(library))?);
         } else {
-            let with = run(words, Some(library))?;
-            bare.push(run(words, None)?);
+            let with = run(words, env, Some(library))?;
+            bare.push(run(words, env, None)?);
             loaded.push(with);
         }
     }
@@ -127,8 +155,8 @@ fn measure(
         quartiles: Some((added.low, added.high)),
         more: json!({ "with": Summary::of(loaded).median, "rounds": rounds }),
     });
-    let seen = calls::watch(&mut command(words, None))
-        .and_then(|bare| Ok((bare, calls::watch(&mut command(words, Some(library)))?)));
+    let seen = calls::watch(&mut command(words, env, None))
+        .and_then(|bare| Ok((bare, calls::watch(&mut command(words, env, Some(library)))?)));
     let (bare, with) = match seen {
         Ok(seen) => seen,
         Err(why) => {
@@ -138,6 +166,17 @@ fn measure(
     };
     print_seen(report, case, &bare, &with, library);
     Ok(())
+}
+
+/// Whether a file's name ends as a shared library's does: `.so`, or `.so` and a version.
+fn is_library(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let version = |rest: &str| {
+        rest.bytes()
+            .all(|byte| byte == b'.' || byte.is_ascii_digit())
+    };
+    name.rsplit_once(".so")
+        .is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('.') && version(rest))
 }
 
 #[allow(clippy::cast_precision_loss)]
@@ -150,7 +189,7 @@ fn print_seen(report: &Report, case: &str, bare: &Seen, with: &Seen, library: &P
         .collect();
     // What the loader maps because the library needs it, and what somebody opened.
     let (needed, opened): (Vec<&String>, Vec<&String>) =
-        extra.into_iter().partition(|path| path.contains(".so"));
+        extra.into_iter().partition(|path| is_library(path));
     let figures = [
         ("added_files", opened.len() as f64, bare.files.len()),
         ("added_libraries", needed.len() as f64, 0),
@@ -187,5 +226,25 @@ fn print_seen(report: &Report, case: &str, bare: &Seen, with: &Seen, library: &P
             quartiles: None,
             more,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_library;
+
+    #[test]
+    fn libraries_are_told_by_the_end_of_their_name() {
+        for path in ["/lib/libgcc_s.so.1", "/a/libx.so", "/a/libstdc++.so.6.0.30"] {
+            assert!(is_library(path), "{path}");
+        }
+        for path in [
+            "/etc/ld.so.cache",
+            "/etc/app.sock",
+            "/x.so.d/file",
+            "/a/b.so.conf",
+        ] {
+            assert!(!is_library(path), "{path}");
+        }
     }
 }
