@@ -129,3 +129,18 @@ fn stacks_that_cannot_grow_now_hold_up_nobody() {
     fine(&mut client, &format!("alloc {left}"));
     client.kill();
 }
+
+/// What was freed in stream order, and has left, is had again: also while another thread gives it back.
+#[test]
+fn what_has_left_is_had_again() {
+    let place = Place::new("endless-left").build();
+    let _daemon = place.daemon(&[]);
+    let mut client = probe(&place, "never", "256MiB");
+    for round in 0..200 {
+        let answer = client.ask("alloc 134217728");
+        assert!(answer.starts_with("ok"), "round {round}: {answer}");
+        fine(&mut client, "let-go");
+        // The library looks by itself now and then.
+        std::thread::sleep(Duration::from_millis(round % 60));
+    }
+}
