@@ -93,7 +93,7 @@ impl Deferred {
 }
 
 /// An event of ours that is done once a stream has come as far as now.
-fn record(stream: usize) -> Result<usize, Status> {
+pub fn record(stream: usize) -> Result<usize, Status> {
     let mut event = std::ptr::null_mut();
     // SAFETY: the driver fills one handle, and records it in the application's stream.
     let recorded = unsafe {
@@ -199,7 +199,17 @@ impl Runtime {
     /// goes on for longer than [`AT_MOST`].
     pub fn wait_for_deferred(&self, device: usize) -> bool {
         let until = Instant::now() + AT_MOST;
-        self.reap(|alloc| alloc.device == device, Some(until)) | self.wait_for_pools()
+        self.await_lookers(until)
+            | self.reap(|alloc| alloc.device == device, Some(until))
+            | self.settle_ended()
+            | self.await_settled()
+            | self.wait_for_pools()
+    }
+
+    /// Waits for threads that look at frees now, and may be giving some of them back; `false`: there were none.
+    fn await_lookers(&self, until: Instant) -> bool {
+        let none = || lock(&self.deferred).looking == 0;
+        !none() && comes(until, none)
     }
 
     /// Waits for stream-ordered frees of the driver's own, which its pools give back afterwards;

@@ -1,13 +1,14 @@
 //! Waiting until the GPU has finished, with a bound.
 //!
 //! The driver's own waits have none: a kernel that never ends would hold an allocation for ever that the driver
-//! itself answers at once. So streams are asked instead. What is still busy after [`AT_MOST`] counts as endless:
+//! itself answers at once. So streams are asked instead. What is not done after [`AT_MOST`] counts as endless:
 //! the caller then does without what the wait would have brought.
 //!
 //! The per-thread default streams of other threads cannot be asked: what runs there alone looks idle.
 
 use std::time::{Duration, Instant};
 
+use crate::deferred::record;
 use crate::driver::{Status, call};
 use crate::lock;
 use crate::runtime::Runtime;
@@ -43,15 +44,21 @@ pub fn any_busy(runtime: &Runtime, streams: &[usize], most: usize) -> bool {
         unsafe { call::cuStreamQuery(std::ptr::null_mut()) }
     });
     legacy.is_none_or(|status| status == Status::NOT_READY)
-        || streams.iter().take(most).any(|&stream| {
-            let asked = runtime.using(stream, || {
-                runtime.asking(|| {
-                    // SAFETY: a stream of the application that is not being destroyed.
-                    unsafe { call::cuStreamQuery(stream as *mut _) }
-                })
-            });
-            asked == Some(None) || asked == Some(Some(Status::NOT_READY))
+        || streams
+            .iter()
+            .take(most)
+            .any(|&stream| stream_busy(runtime, stream))
+}
+
+/// Whether one of the current context's own streams is busy; also if a capture is open.
+fn stream_busy(runtime: &Runtime, stream: usize) -> bool {
+    let asked = runtime.using(stream, || {
+        runtime.asking(|| {
+            // SAFETY: a stream of the application that is not being destroyed.
+            unsafe { call::cuStreamQuery(stream as *mut _) }
         })
+    });
+    asked == Some(None) || asked == Some(Some(Status::NOT_READY))
 }
 
 impl Runtime {
@@ -68,15 +75,100 @@ impl Runtime {
         })
     }
 
-    /// Waits for the current context as `cuCtxSynchronize` does, [`AT_MOST`] so long; `None`: it is still busy.
+    /// Waits for the current context as `cuCtxSynchronize` does, [`AT_MOST`] so long; `None`: what it had been given
+    /// before is still not done. Work that comes meanwhile is not waited for: a context that serves may never be idle.
     pub fn synchronized(&self) -> Option<Result<(), Status>> {
         let (context, _) = match self.current() {
             Ok(current) => current,
             Err(why) => return Some(Err(why)),
         };
-        // SAFETY: no pointers are involved.
-        self.idle_within(context, AT_MOST)
-            .then(|| unsafe { call::cuCtxSynchronize() }.ok())
+        if self.idle_within(context, Duration::ZERO) {
+            // SAFETY: no pointers are involved.
+            return Some(unsafe { call::cuCtxSynchronize() }.ok());
+        }
+        let until = Instant::now() + AT_MOST;
+        let waited = self.using(context, || {
+            vmm::in_context(context, || Ok(self.relaxed(|| self.so_far(context, until))))
+        });
+        match waited {
+            // It is going: nothing is given back there any more.
+            None => Some(Ok(())),
+            Some(Err(why)) => Some(Err(why)),
+            Some(Ok(done)) => done.then_some(Ok(())),
+        }
+    }
+
+    /// Waits for what streams of a context, which is current, have been given until now. The legacy stream gets no
+    /// mark, since all other streams would wait for that: it is waited for until it is idle once.
+    fn so_far(&self, context: usize, until: Instant) -> bool {
+        let legacy = || any_busy(self, &[], 0);
+        let mut marks = None;
+        let mut rest = true;
+        let done = comes(until, || {
+            if marks.is_none() {
+                let streams = lock(&self.contexts).streams_of(context);
+                marks = self.mark(&streams);
+            }
+            rest = rest && legacy();
+            let open = |mark: &Mark| mark.is_open(self);
+            marks.as_ref().is_some_and(|marks| !marks.iter().any(open)) && !rest
+        });
+        for mark in marks.into_iter().flatten() {
+            mark.end(done);
+        }
+        done
+    }
+
+    /// Marks how far streams are; `None`: a stream captures.
+    fn mark(&self, streams: &[usize]) -> Option<Vec<Mark>> {
+        let mut marks = Vec::with_capacity(streams.len());
+        for &stream in streams {
+            match self.using(stream, || self.asking(|| record(stream))) {
+                // Gone.
+                None => {}
+                Some(Some(event)) => marks.push(Mark {
+                    stream,
+                    event: event.ok(),
+                }),
+                Some(None) => {
+                    for mark in marks {
+                        mark.end(false);
+                    }
+                    return None;
+                }
+            }
+        }
+        Some(marks)
+    }
+}
+
+/// How far a stream was.
+struct Mark {
+    stream: usize,
+    /// Ours; without one, the stream is asked whether it is idle.
+    event: Option<usize>,
+}
+
+impl Mark {
+    fn is_open(&self, runtime: &Runtime) -> bool {
+        let status = match self.event {
+            // SAFETY: an event of ours, and its context stays meanwhile.
+            Some(event) => unsafe { call::cuEventQuery(event as *mut _) },
+            None => return stream_busy(runtime, self.stream),
+        };
+        status == Status::NOT_READY
+    }
+
+    /// `done`: the driver's pools give back what is free when something is waited for.
+    fn end(self, done: bool) {
+        let Some(event) = self.event else { return };
+        // SAFETY: as above; one that is done is not waited for.
+        unsafe {
+            if done {
+                let _ = call::cuEventSynchronize(event as *mut _);
+            }
+            let _ = call::cuEventDestroy_v2(event as *mut _);
+        }
     }
 }
 

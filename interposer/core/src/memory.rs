@@ -412,7 +412,7 @@ impl Runtime {
     pub fn give_back_spare(&self, device: usize) -> bool {
         self.reap_deferred();
         let mut any = self.look_at_descriptors();
-        any |= self.settle_ended();
+        any |= self.settle_ended() | self.await_settled();
         any |= self.drop_kept(|alloc| alloc.device == device);
         let blocks = lock(&self.heap).take_empty_slabs(device);
         any |= !blocks.is_empty();

@@ -82,12 +82,19 @@ impl Runtime {
                 }
                 break;
             }
+            let used = || self.observed.devices[device].used.load(SeqCst);
+            let before = used();
             demand.fetch_add(bytes, SeqCst);
             let grown = session.grow(device, bytes, if pageable { bytes } else { 0 }, false);
             demand.fetch_sub(bytes, SeqCst);
             match grown {
                 Grown::Granted { backed } => pageable &= backed,
-                Grown::Refused(..) if !drained && self.wait_for_deferred(device) => drained = true,
+                // Or another thread was faster: it has given back what was freed.
+                Grown::Refused(..)
+                    if !drained && (self.wait_for_deferred(device) || used() < before) =>
+                {
+                    drained = true;
+                }
                 Grown::Refused(text) => {
                     crate::say::info!(
                         "refused {} on device {device}: {text}",
@@ -123,6 +130,7 @@ impl Runtime {
         self.look_at_stores(device);
         self.look_at_descriptors();
         self.settle_ended();
+        self.await_settled();
         self.measure_lingering(device);
         self.measure_if_changed();
         let desired = &self.desired().devices[device];

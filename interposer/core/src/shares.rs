@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::time::Instant;
 
 use spillway_protocol::{GRANULE, granules_up};
 
 use crate::driver::Status;
 use crate::handles::{Charge, Descriptor, Ended, ExternalEnded};
+use crate::idle::{AT_MOST, comes};
 use crate::lock;
 use crate::quota::Backing;
 use crate::runtime::Runtime;
@@ -36,6 +38,8 @@ pub struct Shares {
     any_lingering: AtomicBool,
     /// What of it is charged still, until it is measured.
     unsettled: Mutex<Vec<Charge>>,
+    /// Threads that have taken some of it out, and measure.
+    settling: AtomicU32,
 }
 
 impl Shares {
@@ -99,6 +103,22 @@ pub struct Changing<'a>(&'a Runtime);
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.0.observed.changes_ended.fetch_add(1, SeqCst);
+    }
+}
+
+/// One thread measures what was let go of.
+struct Settling<'a>(&'a AtomicU32);
+
+impl<'a> Settling<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -290,15 +310,26 @@ impl Runtime {
         if !self.shares.any_lingering.load(SeqCst) {
             return false;
         }
-        let ended = std::mem::take(&mut *lock(&self.shares.unsettled));
-        if ended.is_empty() {
-            return false;
-        }
+        let (ended, _settling) = {
+            let mut unsettled = lock(&self.shares.unsettled);
+            if unsettled.is_empty() {
+                return false;
+            }
+            let settling = Settling::begin(&self.shares.settling);
+            (std::mem::take(&mut *unsettled), settling)
+        };
         self.measure_now();
         for (device, bytes) in ended {
             self.unreserve(device, granules_up(bytes), Backing::Pinned);
         }
         true
+    }
+
+    /// Waits for threads that are in [`Runtime::settle_ended`]: what they take off the quota is free. `false`: there
+    /// were none.
+    pub fn await_settled(&self) -> bool {
+        let settled = || self.shares.settling.load(SeqCst) == 0;
+        !settled() && comes(Instant::now() + AT_MOST, settled)
     }
 
     /// A descriptor of memory was handed out to the program.

@@ -129,3 +129,40 @@ fn stacks_that_cannot_grow_now_hold_up_nobody() {
     fine(&mut client, &format!("alloc {left}"));
     client.kill();
 }
+
+/// What was freed in stream order, and has left, is had again: also while another thread gives it back.
+#[test]
+fn what_has_left_is_had_again() {
+    let place = Place::new("endless-left").build();
+    let _daemon = place.daemon(&[]);
+    let mut client = probe(&place, "never", "256MiB");
+    for round in 0..200 {
+        let answer = client.ask("alloc 134217728");
+        assert!(answer.starts_with("ok"), "round {round}: {answer}");
+        fine(&mut client, "let-go");
+        // The library looks by itself now and then.
+        std::thread::sleep(Duration::from_millis(round % 60));
+    }
+}
+
+/// Work that never stops, and ends piece by piece: what was submitted before is what counts.
+#[test]
+fn who_is_always_busy_is_waited_for_as_far_as_its_work_was() {
+    let place = Place::new("endless-busy").build();
+    let _daemon = place.daemon(&[]);
+    let mut client = probe(&place, "never", "256MiB");
+    fine(&mut client, "busy 2");
+    for round in 0..5 {
+        fine(&mut client, "ordered 134217728");
+        fine(&mut client, "late 50 1");
+        fine(&mut client, "let-go");
+        let (answer, took) = timed(&mut client, "alloc 134217728");
+        assert!(
+            answer.starts_with("ok"),
+            "round {round}: {answer}, {took:?}"
+        );
+        assert!(took < AT_ONCE, "{took:?}");
+        fine(&mut client, "let-go");
+    }
+    client.kill();
+}

@@ -24,6 +24,7 @@
 //!     fill WORD                 -> ok               writes to all that is allocated
 //!     check WORD                -> ok | bad TEXT    reads it back
 //!     late MS WORD              -> ok               the same as fill by kernels that begin MS from now; returns at once
+//!     busy STREAMS              -> ok | error CODE  from now on as many streams always have work, of threads of their own
 //!     stack                     -> ok | error CODE  finds a kernel that needs more stack than there is
 //!     fork                      -> PID              a child that inherits all and sleeps for ever
 //!     exit CODE | _exit CODE                        ends as it stands, freeing nothing
@@ -514,6 +515,10 @@ impl Probe {
             }
             "nvml" => nvml()?,
             "late" => match self.late(words.get(1)?.parse().ok()?, words.get(2)?.parse().ok()?) {
+                Ok(()) => "ok".to_owned(),
+                Err(code) => format!("error {code}"),
+            },
+            "busy" => match self.busy(number(1)?) {
                 Ok(()) => "ok".to_owned(),
                 Err(code) => format!("error {code}"),
             },
